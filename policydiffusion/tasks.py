@@ -101,7 +101,7 @@ class MeasuredEnv:
     ):
         self.task, self.env = task, env
         self.feet = [foot_points(env, name) for name in task.feet]
-        self.reset, self.dt = env.reset, float(env.dt)
+        self.reset = env.reset
 
     def step(
         self,
@@ -142,7 +142,8 @@ def make_env(
     "Build a task once; Brax's start-up chatter is kept off the page."
     task = get_task(name)
     logging.getLogger().setLevel(logging.ERROR)
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+    with quiet[0], quiet[1], jax.ensure_compile_time_eval():  # the first call may come from inside a jitted function
         from brax import envs
         return MeasuredEnv(task, envs.get_environment(name, backend='spring'))
 

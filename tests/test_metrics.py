@@ -93,13 +93,13 @@ def test_js_against_a_numeric_integral(shift, width):
     rng = np.random.default_rng(1)
     x = rng.multivariate_normal([.4, .5], [[.01, .004], [.004, .02]], 500)
     y = rng.normal(np.array([.4, .5]) + shift, width, (500, 2))
-    assert js_divergence(x, y) == pytest.approx(integral(x, y), abs=3e-3)
+    assert js_divergence(x, y) == pytest.approx(integral(x, y), abs=5e-4)
 
 
 def test_js_is_symmetric_bounded_and_repeatable():
     x, y = np.random.default_rng(2).uniform(size=(2, 300, 4))
     y = .5 + .5*y
-    assert js_divergence(x, y) == pytest.approx(js_divergence(y, x), abs=3e-3)
+    assert js_divergence(x, y) == pytest.approx(js_divergence(y, x), abs=1e-9)
     assert js_divergence(x, y) == js_divergence(x, y)
     assert js_divergence(x, x) == pytest.approx(0, abs=1e-9)
     assert js_divergence(x, x + 5) == pytest.approx(1, abs=1e-6)

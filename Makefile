@@ -1,0 +1,49 @@
+# The two commands of the README, `make figures` and `make test`, and the environment that both need.
+SHELL := /bin/bash
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+.PHONY: help install figures test in-step notebooks units
+
+TASKS ?= walker2d
+SCALE ?= laptop
+CORES ?= 2
+ifndef PYTHON
+PYTHON := $(shell command -v python3.11 || command -v python3)
+endif
+STAMP := .venv/.installed
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/artifacts/jax_cache
+export JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS := 5
+
+help:
+	@echo 'make figures   train, generate, roll out, draw: TASKS="walker2d ..." SCALE=laptop|smoke|paper CORES=2'
+	@echo 'make test      notebooks and library in step, every notebook at smoke scale, pytest'
+	@echo 'make install   only the virtual environment, which the others make when it is needed'
+
+install: $(STAMP)
+
+$(STAMP): requirements.lock settings.ini setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python %d.%d is too old: install python3.11 and python3.11-venv, or name a newer one with PYTHON=..." % sys.version_info[:2])'
+	$(PYTHON) -m venv .venv
+	python -m pip install --disable-pip-version-check -r requirements.lock
+	python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# The lock belongs to the process that holds it, so a killed run leaves none behind.
+figures: $(STAMP)
+	@mkdir -p .snakemake; exec 9>.snakemake/run.lock; \
+	flock -n 9 || { echo 'another run is at work in this folder: waiting for it to end'; flock 9; }; \
+	exec snakemake --cores $(CORES) --nolock --rerun-incomplete --rerun-triggers mtime params --config scale='$(SCALE)' tasks='$(TASKS)'
+
+test: in-step notebooks units
+
+in-step: $(STAMP)
+	@echo '== 1/3 notebooks and library in step =='; tests/in_step.sh && echo "== $$SECONDS s =="
+
+# One thread a worker; and no test may lean on what an earlier smoke run left behind.
+notebooks: $(STAMP)
+	@echo '== 2/3 every notebook at smoke scale =='; rm -rf artifacts/smoke; \
+	OMP_NUM_THREADS=1 TQDM_DISABLE=1 nbdev_test --n_workers 2 --do_print --timing && echo "== $$SECONDS s =="
+
+units: $(STAMP)
+	@echo '== 3/3 pytest =='; python -m pytest -q

@@ -1,0 +1,147 @@
+# From archives to tables and figures: every rule runs one notebook. Start it with `make figures`, or by hand:
+#   snakemake --cores 2 --config scale=laptop tasks="walker2d"
+import shutil, sys
+from policydiffusion.archive import Archive
+from policydiffusion.core import SCALES, SEEDS, check_choice
+from policydiffusion.tasks import get_task
+
+RUNS = {  # the seeds of every method that is trained at each scale
+    'smoke': {'paper': SEEDS[:1]},
+    'laptop': {'paper': SEEDS[:2]},
+    'paper': {'paper': SEEDS}}
+MINUTES = {'search': 3, 'dataset': 5, 'autoencoder': 3, 'diffusion': 3, 'metrics': 3}  # at laptop scale on 2 cores; .5 for the others
+SLOWER = {'smoke': .3, 'laptop': 1, 'paper': 40}
+
+SCALE = config.get('scale', 'laptop')
+TASKS = str(config.get('tasks', 'walker2d')).replace(',', ' ').split()
+
+
+def archive(task):
+    "The archive to distil: the shipped one, or at smoke scale one that a short search makes."
+    return f'artifacts/smoke/{task}/archive.safetensors' if SCALE == 'smoke' else f'data/archives/{task}.safetensors'
+
+try:  # bad input is refused here, in one sentence and before anything is touched
+    check_choice('scale', SCALE, SCALES)
+    for task in TASKS:
+        get_task(task)
+        if SCALE != 'smoke': Archive.load(archive(task), task)
+except (ValueError, FileNotFoundError) as e:
+    sys.exit(f'error: {e}')
+
+
+def runs(path):
+    "One file of every run; `path` is below the task's folder, with {run} for the run's name."
+    return [f'artifacts/{SCALE}/{task}/{path.format(run=f"{method}-{seed}")}'
+            for task in TASKS for method, seeds in RUNS[SCALE].items() for seed in seeds]
+
+
+def notebook(name, *wildcards, given=''):
+    "The shell command that runs one notebook; `wildcards` of the rule become parameters, `given` holds more of them."
+    given = ' '.join(f'-p {w} {{wildcards.{w}}}' for w in wildcards) + given
+    # a notebook must not outlive a killed run: the next run would meet it at work
+    guard = 'setpriv --pdeathsig KILL ' if shutil.which('setpriv') else ''
+    return (f'export OMP_NUM_THREADS={{threads}}; exec {guard}papermill nbs/{name}.ipynb {{log}} -k python3 --cwd nbs --log-output '
+            f'--log-level WARNING --no-progress-bar {given} 2> >(grep --line-buffered -v IPKernelApp >&2)')
+
+
+def minutes(rule):
+    "What a step takes, about."
+    return MINUTES.get(rule, .5)*SLOWER[SCALE]
+
+
+class Left:
+    "Minutes of all steps to be done, counted when a message is printed."
+    def __str__(self):
+        return f'{sum(minutes(job.rule.name) for job in workflow.dag.needrun_jobs() if job.rule.name != "all"):.0f}'
+
+LEFT = Left()
+
+
+def says(rule, what):
+    "A step's message."
+    return f'==> {rule} {what}: about {minutes(rule):.0f} min; all that is to do: about {{LEFT}} min'
+
+
+def cost(gigabytes=4):
+    "What a cluster should reserve for a step."
+    return dict(mem_mb=1000*gigabytes, runtime=60 if SCALE != 'paper' else 24*60, gpu=int(SCALE == 'paper'))
+
+wildcard_constraints:
+    scale='|'.join(SCALES), method='[a-z_]+', seed=r'\d+'
+
+onsuccess:
+    print(f'done: see {"artifacts/smoke/figures" if SCALE == "smoke" else "figures"}/')
+
+# A figure's or table's rule ends in a stamp. The files themselves are committed: they stand in every fresh clone,
+# where Snakemake would take them for done, and it would delete them before they are drawn anew.
+COMMON_SEEDS = [s for s in SEEDS if all(s in seeds for seeds in RUNS[SCALE].values())]
+LISTS = dict(tasks=','.join(TASKS), methods=','.join(RUNS[SCALE]), seeds=','.join(map(str, COMMON_SEEDS)))
+ONE_SEED = dict(tasks=LISTS['tasks'], seed=COMMON_SEEDS[0])
+COMPARED = [f'artifacts/{SCALE}/{task}/reference.safetensors' for task in TASKS] + runs('{run}/generated.safetensors')
+FIGURES = {  # notebook: what it reads, its parameters
+    '50_fig1_architecture': ([], dict(task=TASKS[0])),
+    '53_fig4_epochs': (runs('{run}/generator.safetensors'), LISTS),
+    '55_fig8_tsne': (runs('{run}/latents.safetensors'), dict(ONE_SEED, method=list(RUNS[SCALE])[0])),
+    '56_fig6_cdf': (COMPARED, LISTS),
+    '57_fig7_heatmaps': (COMPARED, dict(ONE_SEED, methods=LISTS['methods'])),
+    '58_tables': (runs('results/{run}-metrics.csv'), LISTS)}
+RUN = '{task} {method} {seed}'
+
+rule all:
+    input: [f'artifacts/{SCALE}/drawn/{name}' for name in FIGURES]
+
+rule search:
+    output: 'artifacts/smoke/{task}/archive.safetensors'
+    log: 'runs/smoke/{task}/14_search.ipynb'
+    message: says('search', '{wildcards.task}')
+    threads: 2
+    resources: **cost()
+    shell: notebook('14_search', 'task', given=' -p scale smoke')
+
+rule dataset:
+    input: lambda wildcards: archive(wildcards.task)
+    output: multiext('artifacts/{scale}/{task}/', 'dataset.safetensors', 'reference.safetensors')
+    log: 'runs/{scale}/{task}/15_dataset.ipynb'
+    message: says('dataset', '{wildcards.task}')
+    threads: 2
+    resources: **cost()
+    shell: notebook('15_dataset', 'task', 'scale')
+
+rule autoencoder:
+    input: 'artifacts/{scale}/{task}/dataset.safetensors'
+    output: 'artifacts/{scale}/{task}/{method}-{seed}/autoencoder.safetensors'
+    log: 'runs/{scale}/{task}/{method}-{seed}/22_train_autoencoder.ipynb'
+    message: says('autoencoder', '{wildcards.task} {wildcards.method}-{wildcards.seed}')
+    threads: 2
+    resources: **cost()
+    shell: notebook('22_train_autoencoder', 'task', 'scale', 'method', 'seed')
+
+rule diffusion:
+    input: rules.autoencoder.input, rules.autoencoder.output
+    output: multiext('artifacts/{scale}/{task}/{method}-{seed}/', 'generator.safetensors', 'latents.safetensors')
+    log: 'runs/{scale}/{task}/{method}-{seed}/33_latent_diffusion.ipynb'
+    message: says('diffusion', '{wildcards.task} {wildcards.method}-{wildcards.seed}')
+    threads: 2
+    resources: **cost()
+    shell: notebook('33_latent_diffusion', 'task', 'scale', 'method', 'seed')
+
+rule metrics:
+    input: rules.dataset.output[1], rules.diffusion.output[0]
+    output: 'artifacts/{scale}/{task}/{method}-{seed}/generated.safetensors', 'artifacts/{scale}/{task}/results/{method}-{seed}-metrics.csv'
+    log: 'runs/{scale}/{task}/{method}-{seed}/40_metrics.ipynb'
+    message: says('metrics', '{wildcards.task} {wildcards.method}-{wildcards.seed}')
+    threads: 2
+    resources: **cost()
+    shell: notebook('40_metrics', 'task', 'scale', 'method', 'seed')
+
+for name, (reads, parameters) in FIGURES.items():
+    rule:
+        name: name
+        input: reads
+        output: touch(f'artifacts/{SCALE}/drawn/{name}')
+        log: f'runs/{SCALE}/{name}.ipynb'
+        params: given=' '.join(f'-r {k} {v}' for k, v in dict(parameters, scale=SCALE).items())
+        message: says(name, LISTS['tasks'])
+        threads: 1
+        resources: mem_mb=2000, runtime=60
+        shell: notebook('{rule}', given='{params.given}')

@@ -1,0 +1,115 @@
+"The figure and metrics notebooks as steps of the pipeline: they repeat to the byte, and they read what a run left on the disk."
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+
+from policydiffusion import core, metrics
+from policydiffusion.core import save_tensors
+from policydiffusion.metrics import compare, compression, describe, made_up_run
+
+matplotlib.use('agg')
+NBS = Path(__file__).parents[1]/'nbs'
+
+
+@pytest.fixture
+def disk(tmp_path, monkeypatch):
+    "A project folder of its own for everything that a notebook reads and writes."
+    for module in (core, metrics):
+        for name in ('ARTIFACTS', 'DATA', 'FIGURES'):
+            if hasattr(module, name): monkeypatch.setattr(module, name, tmp_path/name.lower())
+    return tmp_path
+
+
+def run_notebook(name, **parameters) -> dict:
+    "Run a notebook's code cells here and now, as papermill would; returns its variables."
+    import matplotlib.pyplot as plt
+    scope = {}
+    for cell in json.loads((NBS/f'{name}.ipynb').read_text())['cells']:
+        if cell['cell_type'] != 'code': continue
+        exec(compile(''.join(cell['source']), name, 'exec'), scope)
+        if 'parameters' in cell['metadata'].get('tags', []): scope.update(parameters)
+    plt.close('all')
+    return scope
+
+
+def written(folder) -> dict: return {p.relative_to(folder): p.read_bytes() for p in folder.rglob('*') if p.is_file()}
+
+
+@pytest.mark.parametrize('name', ['50_fig1_architecture', '55_fig8_tsne', '56_fig6_cdf', '57_fig7_heatmaps'])
+def test_second_run_is_byte_identical(name, disk):
+    run_notebook(name)
+    first = written(disk)
+    run_notebook(name)
+    assert {p.suffix for p in first} >= {'.pdf', '.png'} and all('smoke' in p.parts for p in first)
+    assert written(disk) == first
+
+
+@pytest.fixture
+def laptop_run(disk):
+    "What two methods with two seeds leave behind, all invented but not marked so."
+    runs = {}
+    for method in ('ours', 'paper'):
+        for seed in (111, 222):
+            original, reference, generated = (replace(a, meta={}) for a in made_up_run('walker2d', method, seed))
+            folder = disk/'artifacts'/'laptop'/'walker2d'
+            original.save(disk/'data'/'archives'/'walker2d.safetensors')
+            reference.save(folder/'reference.safetensors')
+            generated.save(folder/f'{method}-{seed}'/'generated.safetensors')
+            save_tensors(folder/f'{method}-{seed}'/'latents.safetensors', {'z': original.params[:, :6], 'measures': original.measures}, {'kind': 'latents'})
+            runs[method, seed] = original, reference, generated
+    return disk, runs
+
+
+def test_figure_6_draws_the_runs_on_the_disk(laptop_run):
+    disk, runs = laptop_run
+    run_notebook('56_fig6_cdf', scale='laptop', tasks='walker2d', methods='ours,paper', seeds='111,222')
+    table = pd.read_csv(disk/'figures'/'fig6_cdf.csv')
+    for (method, seed), (_, _, generated) in runs.items():
+        curve = table[(table.method == method) & (table.seed == seed)]
+        best = generated.elites().objective
+        assert curve.share.to_numpy() == pytest.approx([(best >= t).sum()/256 for t in curve.threshold], abs=1/256)
+    assert (disk/'figures'/'fig6_cdf.png').is_file()
+
+
+def test_one_seed_may_come_as_a_number(laptop_run):
+    disk, _ = laptop_run
+    scope = run_notebook('56_fig6_cdf', scale='laptop', tasks='walker2d', methods='ours', seeds=111)
+    assert scope['seed_numbers'] == [111]
+
+
+@pytest.mark.parametrize('name', ['55_fig8_tsne', '57_fig7_heatmaps'])
+def test_figures_7_and_8_draw_the_runs_on_the_disk(laptop_run, name):
+    disk, _ = laptop_run
+    scope = run_notebook(name, scale='laptop', tasks='walker2d')
+    assert not scope['fake'] and (disk/'figures'/f'{name[3:]}.pdf').is_file()
+    assert not (disk/'artifacts'/'smoke').exists()
+
+
+@pytest.mark.parametrize('name', ['40_metrics', '55_fig8_tsne', '56_fig6_cdf', '57_fig7_heatmaps'])
+def test_a_missing_run_is_named_and_nothing_is_invented(disk, name):
+    with pytest.raises(FileNotFoundError, match='safetensors does not exist: expected a'): run_notebook(name, scale='laptop')
+    assert not written(disk)
+
+
+def test_metrics_are_recorded_with_compression(laptop_run):
+    disk, runs = laptop_run
+    original, reference, generated = runs['ours', 111]
+    folder, parts = disk/'artifacts'/'laptop'/'walker2d', dict(denoiser=100, decoder=200, condition=30, normaliser=8)
+    save_tensors(folder/'ours-111'/'generator.safetensors', {'w': np.zeros(338, np.float16)}, {'kind': 'generator', 'n_params': parts})
+    run_notebook('40_metrics', scale='laptop')
+    rows = core.collect_results().set_index(['method', 'metric']).value
+    expected = compare(original, reference, generated) | compression(len(original), 58, **parts, archive_normaliser=8)
+    # the archives went through half precision, but made-up weights are already rounded
+    assert rows['ours'].to_dict() == pytest.approx(expected | {'compression_bytes': rows['ours', 'compression_bytes']}, rel=1e-5)
+    assert rows['original'].to_dict() == pytest.approx(describe(original, reference), rel=1e-5)
+    assert rows['ours', 'compression_bytes'] > 1
+
+
+def test_invented_metrics_are_not_recorded(disk):
+    run_notebook('40_metrics')
+    assert not written(disk)
