@@ -9,22 +9,25 @@ RUNS = {  # the seeds of every method that is trained at each scale
     'smoke': {'paper': SEEDS[:1]},
     'laptop': {'paper': SEEDS[:2]},
     'paper': {'paper': SEEDS}}
-MINUTES = {'search': 3, 'dataset': 5, 'autoencoder': 3, 'diffusion': 3, 'metrics': 3}  # at laptop scale on 2 cores; .5 for the others
+MINUTES = {'search': 90, 'dataset': 5, 'autoencoder': 3, 'diffusion': 3, 'metrics': 3, '53_fig4_epochs': 3}  # at laptop scale on 2 cores; .5 for the others
 SLOWER = {'smoke': .3, 'laptop': 1, 'paper': 40}
 
+CHATTER = 'IPKernelApp|(Input|Output) Notebook: |Executing notebook with|(Executing|Ending) Cell|<Figure size|Black is not installed|^$'
+
 SCALE = config.get('scale', 'laptop')
-TASKS = str(config.get('tasks', 'walker2d')).replace(',', ' ').split()
+TASKS = str(config.get('tasks', 'walker2d') or '').replace(',', ' ').split()
 
 
 def archive(task):
-    "The archive to distil: the shipped one, or at smoke scale one that a short search makes."
-    return f'artifacts/smoke/{task}/archive.safetensors' if SCALE == 'smoke' else f'data/archives/{task}.safetensors'
+    "The archive to distil: shipped for laptop, searched for paper; a smoke run helps itself."
+    return {'smoke': [], 'laptop': f'data/archives/{task}.safetensors', 'paper': f'artifacts/paper/{task}/archive.safetensors'}[SCALE]
 
 try:  # bad input is refused here, in one sentence and before anything is touched
     check_choice('scale', SCALE, SCALES)
-    for task in TASKS:
-        get_task(task)
-        if SCALE != 'smoke': Archive.load(archive(task), task)
+    if not TASKS: raise ValueError('tasks is empty: expected Brax tasks, such as TASKS="walker2d ant"')
+    for task in TASKS: get_task(task)
+    if SCALE == 'laptop':
+        for task in TASKS: Archive.load(archive(task), task)
 except (ValueError, FileNotFoundError) as e:
     sys.exit(f'error: {e}')
 
@@ -41,7 +44,7 @@ def notebook(name, *wildcards, given=''):
     # a notebook must not outlive a killed run: the next run would meet it at work
     guard = 'setpriv --pdeathsig KILL ' if shutil.which('setpriv') else ''
     return (f'export OMP_NUM_THREADS={{threads}}; exec {guard}papermill nbs/{name}.ipynb {{log}} -k python3 --cwd nbs --log-output '
-            f'--log-level WARNING --no-progress-bar {given} 2> >(grep --line-buffered -v IPKernelApp >&2)')
+            f'--no-progress-bar {given} 2> >(grep --line-buffered -vE "{CHATTER}" >&2)')
 
 
 def minutes(rule):
@@ -67,7 +70,7 @@ def cost(gigabytes=4):
     return dict(mem_mb=1000*gigabytes, runtime=60 if SCALE != 'paper' else 24*60, gpu=int(SCALE == 'paper'))
 
 wildcard_constraints:
-    scale='|'.join(SCALES), method='[a-z_]+', seed=r'\d+'
+    scale='|'.join(SCALES), task='[a-z0-9]+', method='[a-z_]+', seed=r'\d+'
 
 onsuccess:
     print(f'done: see {"artifacts/smoke/figures" if SCALE == "smoke" else "figures"}/')
@@ -80,7 +83,7 @@ ONE_SEED = dict(tasks=LISTS['tasks'], seed=COMMON_SEEDS[0])
 COMPARED = [f'artifacts/{SCALE}/{task}/reference.safetensors' for task in TASKS] + runs('{run}/generated.safetensors')
 FIGURES = {  # notebook: what it reads, its parameters
     '50_fig1_architecture': ([], dict(task=TASKS[0])),
-    '53_fig4_epochs': (runs('{run}/generator.safetensors'), LISTS),
+    '53_fig4_epochs': (runs('{run}/autoencoder.safetensors'), LISTS),
     '55_fig8_tsne': (runs('{run}/latents.safetensors'), dict(ONE_SEED, method=list(RUNS[SCALE])[0])),
     '56_fig6_cdf': (COMPARED, LISTS),
     '57_fig7_heatmaps': (COMPARED, dict(ONE_SEED, methods=LISTS['methods'])),
@@ -91,12 +94,18 @@ rule all:
     input: [f'artifacts/{SCALE}/drawn/{name}' for name in FIGURES]
 
 rule search:
-    output: 'artifacts/smoke/{task}/archive.safetensors'
-    log: 'runs/smoke/{task}/14_search.ipynb'
+    output: 'artifacts/{scale}/{task}/search-{seed}/archive.safetensors'
+    log: 'runs/{scale}/{task}/search-{seed}/14_search.ipynb'
     message: says('search', '{wildcards.task}')
     threads: 2
     resources: **cost()
-    shell: notebook('14_search', 'task', given=' -p scale smoke')
+    shell: notebook('14_search', 'task', 'scale', 'seed')
+
+rule archive:
+    input: 'artifacts/paper/{task}/search-1/archive.safetensors'
+    output: 'artifacts/paper/{task}/archive.safetensors'
+    message: says('archive', '{wildcards.task}')
+    shell: 'cp {input} {output}'
 
 rule dataset:
     input: lambda wildcards: archive(wildcards.task)
@@ -142,6 +151,6 @@ for name, (reads, parameters) in FIGURES.items():
         log: f'runs/{SCALE}/{name}.ipynb'
         params: given=' '.join(f'-r {k} {v}' for k, v in dict(parameters, scale=SCALE).items())
         message: says(name, LISTS['tasks'])
-        threads: 1
+        threads: 2 if name in MINUTES else 1
         resources: mem_mb=2000, runtime=60
         shell: notebook('{rule}', given='{params.given}')

@@ -197,7 +197,7 @@ def ppo_step(
 class WarmStart(NamedTuple):
     "Settings of the ancestor's training: run first, then last."
     run_steps: int = 11_000_000  # steps with the short horizon, until it runs
-    last_steps: int = 6_000_000  # steps with the long horizon and a bonus for living, until it lasts
+    last_steps: int = 14_000_000  # steps with the long horizon and a bonus for living, until it lasts
     freeze_steps: int = 2_000_000  # the observation normaliser learns until here, then never again
     run_gamma: float = .99  # discount of the first stage
     last_gamma: float = .997  # discount of the second
@@ -385,6 +385,7 @@ def warm_start(
 class Fan(NamedTuple):
     "Settings of a fan: heads that leave their parents in many directions of behaviour."
     heads: int = 16  # policies learning side by side
+    polish: int = 4  # of these, how many start from the best elites and want nothing but reward
     updates: int = 60  # PPO updates of a round
     snapshot: int = 5  # updates between two candidates of a head
     pull: float = 2.  # pay per step of contact, along the head's direction
@@ -399,6 +400,7 @@ def fan_pay(
     k: int,  # measures
     pull: float,  # strength of the measures' pay
     rng: np.random.Generator,  # randomness
+    polish: int = 0,  # the first so many heads are paid for the task alone
 ) -> np.ndarray:  # (n, 2 + k) pay for reward, for being alive, for each measure
     "Directions spread over the sphere of measures; living always pays, so that no head is paid to fall."
     if k == 2:
@@ -408,6 +410,7 @@ def fan_pay(
         d = rng.standard_normal((n, k))
         d /= np.linalg.norm(d, axis=1, keepdims=True)
     task_pay = rng.choice([.3, 1.], (n, 1))
+    d[:polish], task_pay[:polish] = 0, 1
     alive = 1 + pull*np.maximum(-d, 0).sum(1, keepdims=True)
     return np.concatenate([task_pay, alive, pull*d], 1).astype(np.float32)
 
@@ -421,7 +424,7 @@ def fan_round(
     rng: np.random.Generator,  # randomness
 ) -> np.ndarray:  # (heads * updates / snapshot, P) candidates
     "Every head follows the policy gradient of its own mix of reward and measures; what it passes on the way are candidates."
-    pay = jnp.asarray(fan_pay(fan.heads, get_task(task).n_measures, fan.pull, rng))
+    pay = jnp.asarray(fan_pay(fan.heads, get_task(task).n_measures, fan.pull, rng, fan.polish))
     learner = start_learner(task, spec, jnp.asarray(parents), jax.random.key(rng.integers(2**31)), fan.ppo, fan.log_std, jnp.asarray(ancestor.critic))
     found = []
     for i in range(1, fan.updates + 1):
@@ -596,8 +599,9 @@ class Search:
         return self.try_all(children)
 
     def fan(self):
-        "One round of fans from living frontier elites."
-        parents = self.parents(self.settings.fan.heads, alive=True)
+        "One round of fans from living frontier elites, and some polishing of the best."
+        parents, polish = self.parents(self.settings.fan.heads, alive=True), self.settings.fan.polish
+        parents[:polish] = self.pool.params[np.resize(np.argsort(-self.pool.objective)[:polish], polish)]
         return self.try_all(fan_round(self.task, self.spec, self.settings.fan, parents, self.ancestor, self.rng))
 
     def ppga(self):
@@ -708,7 +712,7 @@ TINY = PPOSettings(envs=4, unroll=8, epochs=1, minibatches=2)
 SEARCH = {
     'smoke': Scale(WarmStart(64, 64, 64, snapshots=2), PPOSettings(envs=4, unroll=8, epochs=1, minibatches=2),
                    SearchSettings((('fan', .3), ('iso_line', .4), ('ppga', .3)), batch=32, episodes=1, horizon=30, lanes=32,
-                                  fan=Fan(3, 2, 1, ppo=TINY), ppga=Arborescence(1, 1, 6, ppo=TINY)), .1, 2),
+                                  fan=Fan(3, 1, 2, 1, ppo=TINY), ppga=Arborescence(1, 1, 6, ppo=TINY)), .1, 2),
     'laptop': Scale(WarmStart(), PPOSettings(), SearchSettings(), 60., 10),
     'paper': Scale(WarmStart(), PPOSettings(envs=2048), SearchSettings((('ppga', 1.),), batch=300, episodes=9, horizon=1000, lanes=4096,
                                                                        ppga=PAPER_ARBORESCENCE), 24*60., 50)}

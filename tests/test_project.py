@@ -1,0 +1,167 @@
+"The rules that hold the project together: who may import whom, how a notebook reads, what the front door refuses."
+import ast
+import io
+import json
+import re
+import shlex
+import subprocess
+import sys
+import tokenize
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted(p for p in (ROOT/'policydiffusion').glob('*.py') if not p.stem.startswith('_'))
+NOTEBOOKS = sorted(p for p in (ROOT/'nbs').glob('*.ipynb') if not p.stem.startswith('_'))
+ROOMS = ('core', 'policy', 'tasks', 'rollout', 'archive', 'search', 'dataset', 'hypernetwork', 'autoencoder', 'diffusion', 'denoiser',
+         'generator', 'language', 'compose', 'metrics', 'baselines')  # a module imports only from rooms to its left
+
+modules = pytest.mark.parametrize('path', MODULES, ids=lambda p: p.stem)
+notebooks = pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
+
+
+# ---- the library
+
+def imports(path: Path) -> list:
+    "Every imported module's dotted name; those of the project with 'policydiffusion' in front."
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import): names += [a.name for a in node.names]
+        if isinstance(node, ast.ImportFrom):
+            module = ('policydiffusion.'*bool(node.level) + (node.module or '')).rstrip('.')
+            names += [f'{module}.{a.name}' for a in node.names] if module == 'policydiffusion' else [module]
+    return names
+
+
+@modules
+def test_the_library_needs_no_authoring_tool(path):
+    assert not {n.split('.')[0] for n in imports(path)} & {'nbdev', 'fastcore', 'papermill', 'snakemake'}
+
+
+@modules
+def test_a_module_imports_only_from_rooms_above_it(path):
+    rooms = [n.split('.')[1] for n in imports(path) if n.startswith('policydiffusion.')]
+    below = [r for r in rooms if ROOMS.index(r) >= ROOMS.index(path.stem)]
+    assert not below
+
+
+@modules
+def test_jax_and_torch_meet_only_in_policy(path):
+    both = {'jax', 'torch'} <= {n.split('.')[0] for n in imports(path)}
+    assert both == (path.stem == 'policy')
+
+
+@modules
+def test_a_module_comes_from_a_notebook(path):
+    source = re.search(r'File to edit: \.\./(\S+\.ipynb)', path.read_text())
+    assert source and (ROOT/source[1]).exists()
+
+
+def public(path: Path) -> list:
+    "(name, node) of all exported functions and classes, and of their methods."
+    tree = ast.parse(path.read_text())
+    names = next(ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == '__all__')
+    top = [n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name in names]
+    methods = [(f'{c.name}.{m.name}', m) for c in top if isinstance(c, ast.ClassDef) for m in c.body
+               if isinstance(m, ast.FunctionDef) and (m.name == '__init__' or not m.name.startswith('_'))]
+    return [(n.name, n) for n in top] + methods
+
+
+def commented_lines(path: Path) -> set:
+    "Numbers of the lines that hold a comment."
+    return {t.start[0] for t in tokenize.generate_tokens(io.StringIO(path.read_text()).readline) if t.type == tokenize.COMMENT}
+
+
+@modules
+def test_everything_public_has_a_docstring(path):
+    assert not [name for name, node in public(path) if not ast.get_docstring(node) and not name.endswith('__init__')]
+
+
+@modules
+def test_every_argument_of_an_exported_function_is_explained(path):
+    comments, bare = commented_lines(path), []
+    for name, node in public(path):
+        if isinstance(node, ast.ClassDef) or '.' in name: continue
+        a = node.args
+        arguments = [x for x in (*a.posonlyargs, *a.args, a.vararg, *a.kwonlyargs, a.kwarg) if x and x.arg not in ('self', 'cls')]
+        bare += [f'{name}({x.arg})' for x in arguments if x.lineno not in comments]
+    assert not bare
+
+
+# ---- the notebooks
+
+def cells(path: Path, kind: str) -> list:
+    "Sources of the cells of one kind."
+    return [''.join(c['source']) for c in json.loads(path.read_text())['cells'] if c['cell_type'] == kind]
+
+
+@notebooks
+def test_a_notebook_is_small(path):
+    assert path.stat().st_size < 300_000
+
+
+@notebooks
+def test_a_notebook_opens_with_a_title_and_a_contract(path):
+    first = cells(path, 'markdown')[0].split('\n')
+    assert first[0].startswith('# ') and any(line.startswith('> ') for line in first[1:3])
+    headings = [line for text in cells(path, 'markdown') for line in re.sub(r'```.*?```', '', text, flags=re.S).split('\n') if line.startswith('# ')]
+    assert headings == first[:1]
+    text = '\n'.join(cells(path, 'markdown')[:2])
+    assert not [w for w in ('**You will build**', '**Needs**', '**Time**', '**Paper**') if w not in text]
+
+
+@notebooks
+def test_a_notebook_ends_with_summary_exercises_and_differences(path):
+    text = '\n'.join(cells(path, 'markdown'))
+    ends = [text.find(f'\n## {h}') for h in ('Summary', 'Exercises', 'Differences from the paper')]
+    assert -1 < ends[0] < ends[1] < ends[2]
+
+
+@notebooks
+def test_a_notebook_holds_no_traceback_and_runs_on_the_plain_kernel(path):
+    nb = json.loads(path.read_text())
+    assert nb['metadata']['kernelspec']['name'] == 'python3'
+    assert not [o for c in nb['cells'] for o in c.get('outputs', []) if o['output_type'] == 'error']
+
+
+# ---- the front door
+
+def plan(**config) -> subprocess.CompletedProcess:
+    "What `make figures` would do, without doing it."
+    settings = [f'{k}={v}' for k, v in config.items()]
+    return subprocess.run([sys.executable, '-m', 'snakemake', '-n', '--nolock', '--quiet', 'rules', '--config', *settings], cwd=ROOT, text=True, capture_output=True)
+
+
+def test_the_smoke_run_can_be_planned():
+    run = plan(scale='smoke', tasks='walker2d')
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize('config, sentence', [
+    (dict(scale='huge'), "error: scale 'huge' is unknown: expected one of smoke, laptop, paper"),
+    (dict(tasks='walker2d,stroller'), "error: task 'stroller' is unknown: expected one of hopper, walker2d, halfcheetah, ant, humanoid"),
+    (dict(tasks=''), "error: tasks is empty: expected Brax tasks, such as TASKS=\"walker2d ant\"")])
+def test_bad_choices_are_refused_in_one_sentence(config, sentence):
+    run = plan(**config)
+    assert run.returncode != 0
+    assert run.stderr.strip() == sentence
+
+
+def test_the_lock_meets_every_requirement_and_brings_no_gpu_package():
+    ini = ConfigParser(delimiters=['='])
+    ini.read(ROOT/'settings.ini')
+    lines = [line for line in (ROOT/'requirements.lock').read_text().split('\n') if line and not line.startswith('#')]
+    lock = {name.lower().replace('_', '-'): version for name, version in (line.split('==') for line in lines)}
+    for line in shlex.split(ini['DEFAULT']['requirements']) + shlex.split(ini['DEFAULT']['dev_requirements']):
+        wanted = Requirement(line)
+        assert wanted.specifier.contains(lock[wanted.name.lower()]), line
+    assert not [name for name in lock if name.startswith(('nvidia', 'cuda', 'triton'))]
+
+
+def test_the_readme_keeps_the_place_of_the_numbers():
+    text = (ROOT/'README.md').read_text()
+    assert text.count('<!-- results:begin -->') == text.count('<!-- results:end -->') == 1
+    assert text.index('<!-- results:begin -->') < text.index('<!-- results:end -->')

@@ -1,0 +1,88 @@
+"Evaluations mean what they say: against a loop, twice the same, fair to rows, honest about bad input."
+import jax
+import numpy as np
+import pytest
+
+from policydiffusion.policy import act_jax, init_params
+from policydiffusion.rollout import evaluate, trace, visited_observations
+from policydiffusion.tasks import get_task, make_env
+
+SPEC = get_task('walker2d').spec()
+ZERO, ONE = np.zeros(17, np.float32), np.ones(17, np.float32)
+
+
+@pytest.fixture(scope='module')
+def params():
+    rows = np.stack([np.asarray(init_params(jax.random.key(i), SPEC, .1)) for i in range(70)])
+    return rows + np.random.default_rng(0).normal(0, .1, rows.shape).astype(np.float32)
+
+
+@pytest.fixture(scope='module')
+def result(params):
+    return evaluate('walker2d', SPEC, params, ZERO, ONE, n_episodes=2, horizon=40, seed=5, lanes=32)
+
+
+def loop(row, i, episode, horizon, seed):
+    "One environment stepped in Python until its first done."
+    env = make_env('walker2d')
+    state = jax.jit(env.reset)(jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), i), episode))
+    step = jax.jit(lambda row, s: env.step(s, act_jax(SPEC, row, ZERO, ONE, s.obs)))
+    total, contacts, t = 0., np.zeros(2), 0
+    while t < horizon:
+        state, m = step(row, state)
+        total, contacts, t = total + float(state.reward), contacts + np.asarray(m), t + 1
+        if state.done: break
+    return total, contacts/t, t
+
+
+def test_lanes_equal_a_loop(params, result):
+    for i in (0, 69):
+        runs = [loop(params[i], i, e, 40, 5) for e in range(2)]
+        assert result.length[i] == np.mean([r[2] for r in runs])
+        assert np.isclose(result.objective[i], np.mean([r[0] for r in runs]), atol=.5)  # physics amplifies the last bit
+        assert np.allclose(result.measures[i], np.mean([r[1] for r in runs], 0), atol=.04)
+
+
+def test_twice_the_same_and_other_seeds_differ(params, result):
+    again = evaluate('walker2d', SPEC, params, ZERO, ONE, n_episodes=2, horizon=40, seed=5, lanes=32)
+    other = evaluate('walker2d', SPEC, params, ZERO, ONE, n_episodes=2, horizon=40, seed=6, lanes=32)
+    assert (again.objective == result.objective).all() and (again.measures == result.measures).all()
+    assert (other.objective != result.objective).any()
+
+
+def test_a_row_gets_its_own_result_whatever_the_queue(params, result):
+    "Fewer rows than lanes, so jobs are handed out differently; short episodes, so noise stays small."
+    few = evaluate('walker2d', SPEC, params[:10], ZERO, ONE, n_episodes=2, horizon=40, seed=5, lanes=32)
+    assert np.abs(few.length - result.length[:10]).max() <= 1
+    assert np.median(np.abs(few.objective - result.objective[:10])) < .1
+
+
+def test_measures_are_shares_and_lengths_end_at_the_horizon(result):
+    assert ((result.measures >= 0) & (result.measures <= 1)).all()
+    assert result.length.max() <= 40 and result.length.min() >= 1
+
+
+def test_actions_are_clipped_before_the_control_cost(params):
+    "A policy that shouts 100 pays for 1: without the clip its control cost alone would be -60 a step."
+    loud = np.zeros((1, SPEC.n_params), np.float32)
+    loud[0, -6:] = 100.
+    e = evaluate('walker2d', SPEC, loud, ZERO, ONE, n_episodes=2, horizon=40, seed=0, lanes=32)
+    assert e.objective[0] > -40
+
+
+def test_observations_come_from_the_living_part(params):
+    seen = trace('walker2d', SPEC, params[:4], ZERO, ONE, horizon=200, stride=5)
+    obs = visited_observations(seen, 12)
+    for i in range(4):
+        alive = seen.obs[i][seen.alive[i]]
+        assert (np.abs(obs[i][:, None] - alive[None]).max(-1).min(1) == 0).all()
+
+
+@pytest.mark.parametrize('change,message', [
+    (dict(params=np.zeros((2, 10))), r'params has shape \(2, 10\): expected \(n, 5702\)'),
+    (dict(params=np.full((2, SPEC.n_params), np.nan)), 'params holds values that are not finite'),
+    (dict(task='hopper'), 'hopper has 11 and 3'),
+    (dict(task='cow'), "task 'cow' is unknown")])
+def test_bad_input_is_one_sentence(change, message):
+    args = {'task': 'walker2d', 'spec': SPEC, 'params': np.zeros((2, SPEC.n_params)), 'obs_mean': ZERO, 'obs_std': ONE, **change}
+    with pytest.raises(ValueError, match=message): evaluate(**args)

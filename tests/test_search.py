@@ -1,0 +1,161 @@
+"Search operators against pyribs, closed forms and brute force; a killed search goes on."
+import numpy as np
+import pytest
+from ribs.archives import GridArchive
+
+from policydiffusion.core import load_tensors
+from policydiffusion.policy import init_params
+from policydiffusion.search import (SEARCH, XNES, Ancestor, Search, advantages, branch, cell_of, critic_spec, empty_pool, fan_pay, insert,
+                                    iso_line, parent_weights, run_search, soft_improvement, warm_start, xnes_update, Walker)
+from policydiffusion.tasks import get_task
+
+DIMS = (6, 5)
+
+
+def ribs_grid(**kwargs):
+    return GridArchive(solution_dim=1, dims=DIMS, ranges=[(0, 1)]*2, epsilon=1e-5, **kwargs)
+
+
+@pytest.fixture
+def candidates():
+    rng = np.random.default_rng(0)
+    measures = rng.random((400, 2))
+    measures[:20] = rng.integers(0, 2, (20, 2))  # borders, 1.0 included
+    return np.arange(400, dtype=np.float32)[:, None], rng.normal(size=400), measures
+
+
+def filled(candidates, depth):
+    pool = empty_pool(1, DIMS)
+    for part in np.array_split(np.arange(400), 7):
+        params, objective, measures = (x[part] for x in candidates)
+        pool = insert(pool, DIMS, params, objective, measures, objective, depth)
+    return pool
+
+
+@pytest.mark.parametrize('depth', [1, 3])
+def test_elites_are_those_of_pyribs(candidates, depth):
+    params, objective, measures = candidates
+    grid, pool = ribs_grid(), filled(candidates, depth)
+    grid.add(params, objective, measures)
+    elite = pool.rank == 0
+    assert dict(zip(pool.cell[elite], pool.params[elite, 0])) == dict(zip(grid.data('index'), grid.data('solution')[:, 0]))
+
+
+def test_runners_up_are_the_next_best(candidates):
+    _, objective, measures = candidates
+    pool, cell = filled(candidates, 3), cell_of(measures, DIMS)
+    for c in np.unique(cell):
+        best = np.sort(objective[cell == c])[::-1][:3]
+        assert pool.objective[pool.cell == c].tolist() == best.tolist()
+
+
+def test_cells_are_those_of_pyribs_on_float32_borders():
+    m = np.stack(np.meshgrid(np.arange(101)/100, np.arange(101)/100), -1).reshape(-1, 2).astype(np.float32)
+    grid = GridArchive(solution_dim=1, dims=(100, 100), ranges=[(0, 1)]*2, epsilon=1e-5)
+    assert (cell_of(m, (100, 100)) == grid.index_of(m.astype(np.float64))).all()
+
+
+def test_soft_thresholds_are_those_of_cma_mae():
+    rng = np.random.default_rng(1)
+    grid, thresholds = ribs_grid(learning_rate=.3, threshold_min=-2.), np.full(30, -2.)
+    for _ in range(5):
+        objective, measures = rng.normal(size=60), rng.random((60, 2))
+        info = grid.add(np.zeros((60, 1)), objective, measures)
+        gain = soft_improvement(thresholds, cell_of(measures, DIMS), objective, .3)
+        assert np.allclose(gain, info['value'], atol=1e-6)
+
+
+def test_xnes_finds_the_optimum_of_an_ill_scaled_bowl():
+    rng = np.random.default_rng(0)
+    dist, scale, target = XNES(np.zeros(3), np.eye(3)), np.array([1., 5., .2]), np.array([2., -1., 4.])
+    for _ in range(200):
+        s = rng.standard_normal((48, 3))
+        dist = xnes_update(dist, s, -((scale*(dist.mean + s @ dist.A.T - target))**2).sum(1))
+    assert np.abs(scale*(dist.mean - target)).max() < .01
+
+
+def test_xnes_stands_still_without_preference():
+    rng = np.random.default_rng(0)
+    s = rng.standard_normal((20_000, 3))
+    moved = xnes_update(XNES(np.zeros(3), np.eye(3)), s, rng.normal(size=20_000))
+    assert np.abs(moved.mean).max() < .05 and np.abs(moved.A - np.eye(3)).max() < .05
+
+
+def test_advantages_equal_the_sum_they_stand_for():
+    rng = np.random.default_rng(0)
+    T, gamma, lam = 12, .9, .8
+    r, v, done = rng.normal(size=(T, 3)), rng.normal(size=(T + 1, 3)), rng.random((T, 3)) < .2
+    expected = np.zeros((T, 3))
+    for t in range(T):
+        weight = np.ones(3)
+        for s in range(t, T):
+            expected[t] += weight*(r[s] + gamma*v[s + 1]*~done[s] - v[s])
+            weight = weight*gamma*lam*~done[s]
+    got = advantages(r.astype(np.float32), done.astype(np.float32), v[:-1].astype(np.float32), v[-1].astype(np.float32), gamma, lam)
+    assert np.allclose(got, expected, atol=1e-4)
+
+
+def test_children_lie_on_the_line_when_noise_is_off():
+    pool = insert(empty_pool(3, DIMS), DIMS, np.eye(3, dtype=np.float32)[:2], np.ones(2), np.array([[.1, .1], [.9, .9]]), np.ones(2))
+    children, parents = iso_line(pool, np.array([.5, .5]), 500, np.random.default_rng(0), iso=(1e-9, 1.1e-9), line=(.3, .31))
+    assert np.abs(children[:, 2]).max() < 1e-6 and np.allclose(children.sum(1), 1, atol=1e-5)
+    assert set(parents) == {0, 1} and children[:, 0].std() > .1
+
+
+def test_parents_live_at_the_frontier():
+    "A full 6 x 5 grid of living elites but for one hole: only its neighbours are at the frontier. A dead one counts a tenth."
+    cells = np.array([c for c in range(30) if c != 12])
+    measures = (np.stack(np.unravel_index(cells, DIMS), 1) + .5)/DIMS
+    length = np.where(cells == 0, 10., 1000.)
+    pool = insert(empty_pool(1, DIMS), DIMS, np.zeros((29, 1), np.float32), np.ones(29), measures, length)
+    w = parent_weights(pool, DIMS, np.zeros(30), lasting=800)
+    w = w/w[pool.cell == 29]
+    assert np.isclose(w.sum(), 29 - 1 - 4 - 2 + .1 + 4*3 + 2*3)  # 4 beside the hole and 2 beside the dead one weigh 1 + 2
+
+
+def test_fans_spread_evenly_and_never_pay_for_dying():
+    pay = fan_pay(16, 2, 2., np.random.default_rng(0))
+    assert np.abs(pay[:, 2:].sum(0)).max() < 1e-5 and np.allclose(np.linalg.norm(pay[:, 2:], axis=1), 2)
+    worst_step = pay[:, 1] + np.minimum(pay[:, 2:], 0).sum(1)
+    assert (worst_step >= 1 - 1e-5).all()
+
+
+def test_branches_are_the_walker_plus_rows():
+    rows, walker = np.eye(3, 10, dtype=np.float32), Walker(np.full(10, 5.), None, XNES(np.array([1., 0., 0.]), np.diag([1., 2., 0.])))
+    children, s = branch(walker, rows, 7, np.random.default_rng(0))
+    assert np.allclose(children[:, 0], 6 + s[:, 0]) and np.allclose(children[:, 1], 5 + 2*s[:, 1]) and (children[:, 2:] == 5).all()
+
+
+@pytest.fixture(scope='module')
+def ancestor():
+    import jax
+    spec = get_task('walker2d').spec()
+    rows = np.stack([np.asarray(init_params(jax.random.key(i), spec, .1)) for i in range(4)])
+    critic = np.asarray(init_params(jax.random.key(9), critic_spec(spec), 1.))
+    return Ancestor(rows[0], critic, np.full(6, -1., np.float32), np.zeros(17, np.float32), np.ones(17, np.float32), rows[1:])
+
+
+def test_a_killed_search_goes_on_and_finishes(ancestor, tmp_path):
+    task = get_task('walker2d')
+    new = lambda: Search('walker2d', task.spec(), ancestor, SEARCH['smoke'].search, task.dims, seed=3)
+    killed = new()
+    lines = [killed.step() for _ in range(3)]
+    killed.save(tmp_path/'search.safetensors')
+    resumed = new()
+    resumed.load(tmp_path/'search.safetensors')
+    assert all((a == b).all() for a, b in zip(killed.pool, resumed.pool)) and resumed.iteration == 3
+    more = list(run_search(resumed, resumed.seconds.sum()/60 + .01, tmp_path/'search.safetensors'))
+    assert more[0]['iteration'] == 4 and more[-1]['coverage'] >= lines[-1]['coverage']
+    assert load_tensors(tmp_path/'search.safetensors', 'search')[1]['iteration'] == more[-1]['iteration']
+    other = Search('walker2d', task.spec(), ancestor, SEARCH['smoke'].search, (9, 9), seed=3)
+    with pytest.raises(ValueError, match=r'has a grid of \[32, 32\]: expected \(9, 9\)'): other.load(tmp_path/'search.safetensors')
+
+
+def test_a_killed_warm_start_goes_on(tmp_path):
+    task, small = get_task('walker2d'), SEARCH['smoke']
+    path = tmp_path/'warm.safetensors'
+    everything = list(warm_start('walker2d', task.spec(), small.warm, small.ppo, 1, path))
+    assert everything[-1][0] == small.warm.run_steps + small.warm.last_steps
+    longer = small.warm._replace(last_steps=128)
+    rest = list(warm_start('walker2d', task.spec(), longer, small.ppo, 1, path))
+    assert rest[0][0] == everything[-1][0] + 32 and rest[-1][0] == 192
