@@ -9,9 +9,8 @@ RUNS = {  # the seeds of every method that is trained at each scale
     'smoke': {'paper': SEEDS[:1]},
     'laptop': {'paper': SEEDS[:2]},
     'paper': {'paper': SEEDS}}
-MINUTES = {'search': 90, 'dataset': 5, 'autoencoder': 3, 'diffusion': 3, 'metrics': 3, '53_fig4_epochs': 3}  # at laptop scale on 2 cores; .5 for the others
-SLOWER = {'smoke': .3, 'laptop': 1, 'paper': 40}
-
+MINUTES = {'dataset': 5, 'autoencoder': 3, 'diffusion': 3, 'metrics': 3, '53_fig4_epochs': 3}  # at laptop scale on 2 cores; .5 for the others
+# log lines of papermill and of the kernel that say nothing about the run
 CHATTER = 'IPKernelApp|(Input|Output) Notebook: |Executing notebook with|(Executing|Ending) Cell|<Figure size|Black is not installed|^$'
 
 SCALE = config.get('scale', 'laptop')
@@ -47,22 +46,17 @@ def notebook(name, *wildcards, given=''):
             f'--no-progress-bar {given} 2> >(grep --line-buffered -vE "{CHATTER}" >&2)')
 
 
-def minutes(rule):
-    "What a step takes, about."
-    return MINUTES.get(rule, .5)*SLOWER[SCALE]
-
-
 class Left:
-    "Minutes of all steps to be done, counted when a message is printed."
+    "What all steps still to be done take, counted when a message is printed."
     def __str__(self):
-        return f'{sum(minutes(job.rule.name) for job in workflow.dag.needrun_jobs() if job.rule.name != "all"):.0f}'
+        return f'{sum(MINUTES.get(job.rule.name, .5) for job in workflow.dag.needrun_jobs() if job.rule.name != "all"):.0f} min'
 
 LEFT = Left()
 
 
 def says(rule, what):
-    "A step's message."
-    return f'==> {rule} {what}: about {minutes(rule):.0f} min; all that is to do: about {{LEFT}} min'
+    "A step's message; how long things take is known for the laptop only."
+    return f'==> {rule} {what}' + f': about {MINUTES.get(rule, .5):g} min of {{LEFT}} left'*(SCALE == 'laptop')
 
 
 def cost(gigabytes=4):
@@ -88,7 +82,8 @@ FIGURES = {  # notebook: what it reads, its parameters
     '56_fig6_cdf': (COMPARED, LISTS),
     '57_fig7_heatmaps': (COMPARED, dict(ONE_SEED, methods=LISTS['methods'])),
     '58_tables': (runs('results/{run}-metrics.csv'), LISTS)}
-RUN = '{task} {method} {seed}'
+
+RUN = '{wildcards.task} {wildcards.method}-{wildcards.seed}'
 
 rule all:
     input: [f'artifacts/{SCALE}/drawn/{name}' for name in FIGURES]
@@ -120,7 +115,7 @@ rule autoencoder:
     input: 'artifacts/{scale}/{task}/dataset.safetensors'
     output: 'artifacts/{scale}/{task}/{method}-{seed}/autoencoder.safetensors'
     log: 'runs/{scale}/{task}/{method}-{seed}/22_train_autoencoder.ipynb'
-    message: says('autoencoder', '{wildcards.task} {wildcards.method}-{wildcards.seed}')
+    message: says('autoencoder', RUN)
     threads: 2
     resources: **cost()
     shell: notebook('22_train_autoencoder', 'task', 'scale', 'method', 'seed')
@@ -129,7 +124,7 @@ rule diffusion:
     input: rules.autoencoder.input, rules.autoencoder.output
     output: multiext('artifacts/{scale}/{task}/{method}-{seed}/', 'generator.safetensors', 'latents.safetensors')
     log: 'runs/{scale}/{task}/{method}-{seed}/33_latent_diffusion.ipynb'
-    message: says('diffusion', '{wildcards.task} {wildcards.method}-{wildcards.seed}')
+    message: says('diffusion', RUN)
     threads: 2
     resources: **cost()
     shell: notebook('33_latent_diffusion', 'task', 'scale', 'method', 'seed')
@@ -138,7 +133,7 @@ rule metrics:
     input: rules.dataset.output[1], rules.diffusion.output[0]
     output: 'artifacts/{scale}/{task}/{method}-{seed}/generated.safetensors', 'artifacts/{scale}/{task}/results/{method}-{seed}-metrics.csv'
     log: 'runs/{scale}/{task}/{method}-{seed}/40_metrics.ipynb'
-    message: says('metrics', '{wildcards.task} {wildcards.method}-{wildcards.seed}')
+    message: says('metrics', RUN)
     threads: 2
     resources: **cost()
     shell: notebook('40_metrics', 'task', 'scale', 'method', 'seed')

@@ -50,10 +50,11 @@ class Policies:
         return evaluate(self.task, self.spec, self.params, self.obs_mean, self.obs_std, episodes, horizon, lanes=lanes)
 
 
-def random_policies(task: str, n: int, scale: float) -> Policies:
-    "The smaller `scale`, the stiller they stand and the longer they live."
-    t = get_task(task)
-    params = scale*np.random.default_rng(0).normal(size=(n, t.spec().n_params)).astype(np.float32)
+def random_policies(task: str, n: int, scale: float, push: float = 0.) -> Policies:
+    "The smaller `scale`, the stiller they stand; with a constant random `push` on the joints they fall soon."
+    t, rng = get_task(task), np.random.default_rng(0)
+    params = scale*rng.normal(size=(n, t.spec().n_params)).astype(np.float32)
+    params[:, -t.act_size:] += push*rng.normal(size=(n, t.act_size))  # the output's biases come last
     return Policies(task, params, np.zeros(t.obs_size, np.float32), np.ones(t.obs_size, np.float32), n)
 
 
@@ -104,7 +105,7 @@ if __name__ == '__main__':
     n = o.policies
     print(f'{o.task}: {n} different 64-64 policies in {o.lanes} lanes on {jax.devices()[0].platform}', flush=True)
     speed('speed, random policies', random_policies(o.task, n, .1), 16, 60, o)
-    falling('ends, random policies', random_policies(o.task, n, 1e-3), random_policies(o.task, n, .3), 600, o)
+    falling('ends, random policies', random_policies(o.task, n, 1e-3), random_policies(o.task, n, 1e-3, push=3.), 340, o)
     if (DATA/'archives'/f'{o.task}.safetensors').exists():
         lasting, ending, horizon = archive_policies(o.task, n)
         speed('speed, lasting elites', lasting, 1, horizon, o)

@@ -6,18 +6,18 @@
 __all__ = ['time_embedding', 'group_norm', 'ResBlock', 'ConditionEncoder', 'Attention', 'MiddleTransformer', 'check_inputs',
            'UNet', 'FourierFeatures', 'ModulatedBlock', 'ResidualDenoiser']
 
-# %% ../nbs/32_denoiser.ipynb #b1324248
+# %% ../nbs/32_denoiser.ipynb #d3548de0
 import math
 
-# %% ../nbs/32_denoiser.ipynb #9557bd3f
+# %% ../nbs/32_denoiser.ipynb #6229fd51
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-# %% ../nbs/32_denoiser.ipynb #d641e46c
+# %% ../nbs/32_denoiser.ipynb #af782f44
 from .diffusion import NoiseSkip, cosine_schedule
 
-# %% ../nbs/32_denoiser.ipynb #f51dbb55
+# %% ../nbs/32_denoiser.ipynb #d0368a99
 def time_embedding(
     t: torch.Tensor,  # (b,) steps
     size: int,  # numbers in the embedding, even
@@ -28,14 +28,14 @@ def time_embedding(
     angle = t[:, None]*slowest**-powers
     return torch.cat([angle.sin(), angle.cos()], 1)
 
-# %% ../nbs/32_denoiser.ipynb #10a9e4c1
+# %% ../nbs/32_denoiser.ipynb #130ba077
 def group_norm(
     c: int,  # channels
 ) -> nn.GroupNorm:  # 32 groups, fewer if a group would have a single channel
     "Group normalisation (Wu and He 2018) that cannot erase a per-channel signal."
     return nn.GroupNorm(min(32, c//2), c)
 
-# %% ../nbs/32_denoiser.ipynb #9869ea05
+# %% ../nbs/32_denoiser.ipynb #1ed2c203
 class ResBlock(nn.Module):
     "Two 3x3 convolutions around a time signal, plus a shortcut (Ho et al. 2020)."
     def __init__(
@@ -59,7 +59,7 @@ class ResBlock(nn.Module):
         h = self.first(x) + self.time(emb)[:, :, None, None]
         return self.shortcut(x) + self.second(h)
 
-# %% ../nbs/32_denoiser.ipynb #5f04456f
+# %% ../nbs/32_denoiser.ipynb #44a03a5f
 class ConditionEncoder(nn.Module):
     "Two layers from a condition and its mask to one token."
     def __init__(
@@ -78,7 +78,7 @@ class ConditionEncoder(nn.Module):
         "Encode what was given."
         return self.net(torch.cat([cond.where(given, 0), given], 1))[:, None]
 
-# %% ../nbs/32_denoiser.ipynb #c2d4dc08
+# %% ../nbs/32_denoiser.ipynb #b27cee6b
 class Attention(nn.Module):
     "Multi-head attention from places to tokens."
     def __init__(
@@ -98,10 +98,11 @@ class Attention(nn.Module):
         tokens: torch.Tensor,  # (b, tokens, token_dim)
     ) -> torch.Tensor:  # (b, places, dim)
         "softmax(q k / sqrt(d)) v, head by head (Vaswani et al. 2017)."
-        q, k, v = (y.unflatten(2, (self.heads, -1)).transpose(1, 2) for y in (self.query(x), self.key(tokens), self.value(tokens)))
+        split = lambda y: y.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        q, k, v = split(self.query(x)), split(self.key(tokens)), split(self.value(tokens))
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
-# %% ../nbs/32_denoiser.ipynb #76f00c21
+# %% ../nbs/32_denoiser.ipynb #53d9325a
 class MiddleTransformer(nn.Module):
     "Self-attention, cross-attention and a feed-forward layer over all places (Rombach et al. 2022)."
     def __init__(
@@ -130,7 +131,7 @@ class MiddleTransformer(nn.Module):
         h = h + self.think(self.norms[2](h))
         return x + self.leave(h.transpose(1, 2).unflatten(2, x.shape[2:]))
 
-# %% ../nbs/32_denoiser.ipynb #bd6effb2
+# %% ../nbs/32_denoiser.ipynb #a9453910
 def check_inputs(
     x: torch.Tensor,  # noisy latents
     cond: torch.Tensor,  # conditions
@@ -144,7 +145,7 @@ def check_inputs(
     if tuple(cond.shape) != (len(x), cond_size) or given.shape != cond.shape:
         raise ValueError(f"cond has shape {tuple(cond.shape)} and given {tuple(given.shape)}: expected both ({len(x)}, {cond_size})")
 
-# %% ../nbs/32_denoiser.ipynb #9ff1fcfb
+# %% ../nbs/32_denoiser.ipynb #5ef47856
 class UNet(nn.Module):
     "The paper's denoiser for latents that are small pictures."
     def __init__(
@@ -160,7 +161,8 @@ class UNet(nn.Module):
         super().__init__()
         shrink = 2**(len(mults) - 1)
         if latent_shape[1] % shrink or latent_shape[2] % shrink or base % 32:
-            raise ValueError(f"latent_shape is {tuple(latent_shape)} and base {base}: expected height and width divisible by {shrink} and base by 32")
+            raise ValueError(f"latent_shape is {tuple(latent_shape)} and base {base}: "
+                             f"expected height and width divisible by {shrink} and base by 32")
         self.latent_shape, self.cond_size, self.base = tuple(latent_shape), cond_size, base
         widths, emb = [base*m for m in mults], 4*base
         self.time = nn.Sequential(nn.Linear(base, emb), nn.SiLU(), nn.Linear(emb, emb))
@@ -203,7 +205,7 @@ class UNet(nn.Module):
         out = self.leave(h)
         return out if self.skip is None else self.skip(out, x, t)
 
-# %% ../nbs/32_denoiser.ipynb #09512a16
+# %% ../nbs/32_denoiser.ipynb #f067ad0a
 class FourierFeatures(nn.Module):
     "A condition as numbers, mask and waves (Tancik et al. 2020)."
     def __init__(
@@ -223,7 +225,7 @@ class FourierFeatures(nn.Module):
         waves = torch.cat([angle.sin(), angle.cos()], 2)*given[..., None]
         return torch.cat([cond.where(given, 0), given, waves.flatten(1)], 1)
 
-# %% ../nbs/32_denoiser.ipynb #9bdaf496
+# %% ../nbs/32_denoiser.ipynb #26189778
 class ModulatedBlock(nn.Module):
     "Two linear layers that add to their input; time and condition scale and shift what they see."
     def __init__(
@@ -243,7 +245,7 @@ class ModulatedBlock(nn.Module):
         "Normalise, modulate (Perez et al. 2018), add."
         return h + self.net(self.norm(h)*(1 + scale) + shift)
 
-# %% ../nbs/32_denoiser.ipynb #e8c73ade
+# %% ../nbs/32_denoiser.ipynb #357a8672
 class ResidualDenoiser(nn.Module):
     "A small denoiser for flat latents."
     def __init__(

@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['swiss_roll', 'Schedule', 'cosine_schedule', 'per_example', 'q_sample', 'GaussianOracle', 'log_variance', 'vlb_term', 'drop_condition', 'diffusion_loss', 'ToyDenoiser', 'TrainStep', 'restore_training', 'train_diffusion', 'ddpm_step', 'SAMPLERS', 'timesteps', 'predict_x0', 'ddim_step', 'dpm_step', 'guided', 'sample', 'NoiseSkip']
 
-# %% ../nbs/30_diffusion_from_zero.ipynb #cee43d95
+# %% ../nbs/30_diffusion_from_zero.ipynb #fd04cb9a
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-# %% ../nbs/30_diffusion_from_zero.ipynb #2d7f5c4b
+# %% ../nbs/30_diffusion_from_zero.ipynb #4a62d85c
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-# %% ../nbs/30_diffusion_from_zero.ipynb #9a3903a8
+# %% ../nbs/30_diffusion_from_zero.ipynb #8a579006
 from .core import NonFiniteLoss
 
-# %% ../nbs/30_diffusion_from_zero.ipynb #b7c11b42
+# %% ../nbs/30_diffusion_from_zero.ipynb #673b444f
 def swiss_roll(
     n: int,  # number of points
     width: float = 1.,  # width of the ribbon; the free gap between two windings is 6.3 - width
@@ -30,7 +30,7 @@ def swiss_roll(
     radius = angle + width*(place[:, 1] - .5)
     return radius[:, None]*torch.stack([angle.cos(), angle.sin()], 1)/7.5, place
 
-# %% ../nbs/30_diffusion_from_zero.ipynb #eb648705
+# %% ../nbs/30_diffusion_from_zero.ipynb #5d3bdd73
 @dataclass(frozen=True)
 class Schedule:
     "How fast the signal fades; float64 on the CPU, whatever the model's device."
@@ -48,7 +48,7 @@ class Schedule:
         later = self.betas[1:]*(1 - self.abar[:-1])/(1 - self.abar[1:])
         return torch.cat([later[:1], later])
 
-# %% ../nbs/30_diffusion_from_zero.ipynb #24d41370
+# %% ../nbs/30_diffusion_from_zero.ipynb #40e4b96d
 def cosine_schedule(
     n_steps: int = 600,  # T, steps from data to noise (the paper's 600)
     s: float = .008,  # shift that keeps the first steps from vanishing
@@ -60,7 +60,7 @@ def cosine_schedule(
     betas = (1 - fall[1:]/fall[:-1]).clamp(max=.999)
     return Schedule(betas, (1 - betas).cumprod(0))
 
-# %% ../nbs/30_diffusion_from_zero.ipynb #20ea52c8
+# %% ../nbs/30_diffusion_from_zero.ipynb #63a5a0e4
 def per_example(
     values: torch.Tensor,  # (b,) one number per example, any precision and device
     like: torch.Tensor,  # (b, ...) the data they shall multiply
@@ -68,7 +68,7 @@ def per_example(
     "One number per example, shaped to multiply a batch."
     return values.to(like).view(-1, *[1]*(like.ndim - 1))
 
-# %% ../nbs/30_diffusion_from_zero.ipynb #00ebe418
+# %% ../nbs/30_diffusion_from_zero.ipynb #377eb704
 def q_sample(
     x0: torch.Tensor,  # (b, ...) clean data
     eps: torch.Tensor,  # noise, same shape as `x0`
@@ -77,7 +77,7 @@ def q_sample(
     "Ho et al. 2020, equation 4: mix signal and noise."
     return per_example(abar_t.sqrt(), x0)*x0 + per_example((1 - abar_t).sqrt(), x0)*eps
 
-# %% ../nbs/30_diffusion_from_zero.ipynb #5bfbc1c2
+# %% ../nbs/30_diffusion_from_zero.ipynb #f576c3cc
 class GaussianOracle:
     "The perfect denoiser of data N(mean, sd^2) in every coordinate: a test without training."
     def __init__(
@@ -105,7 +105,7 @@ class GaussianOracle:
         v = 2*(exact/low).log()/(beta/low).log() - 1
         return torch.cat([eps, per_example(v, x).expand_as(x)], 1)
 
-# %% ../nbs/30_diffusion_from_zero.ipynb #58ed216c
+# %% ../nbs/30_diffusion_from_zero.ipynb #bd31d2ea
 def log_variance(
     v: torch.Tensor,  # second output of the network, -1 for `low`, +1 for `high`
     low: torch.Tensor,  # variance if x0 were known, beta-tilde
@@ -115,7 +115,7 @@ def log_variance(
     share = (v + 1)/2
     return share*high.log() + (1 - share)*low.log()
 
-# %% ../nbs/30_diffusion_from_zero.ipynb #e418e636
+# %% ../nbs/30_diffusion_from_zero.ipynb #dde1bc7d
 def vlb_term(
     schedule: Schedule,  # the noise schedule
     t: torch.Tensor,  # (b,) steps, on the CPU
@@ -130,7 +130,7 @@ def vlb_term(
     last = .5*(math.log(2*math.pi) + logvar + gap*(-logvar).exp())  # step 0: likelihood of x0 itself
     return torch.where(per_example(t, v) == 0, last, kl).flatten(1).mean(1)
 
-# %% ../nbs/30_diffusion_from_zero.ipynb #3ff85254
+# %% ../nbs/30_diffusion_from_zero.ipynb #ad50b4d0
 def drop_condition(
     b: int,  # examples in the batch
     k: int,  # entries of a condition
@@ -141,7 +141,7 @@ def drop_condition(
     whole = torch.rand(b, 1, generator=generator) >= p_drop
     return whole & (torch.rand(b, k, generator=generator) >= p_drop)
 
-# %% ../nbs/30_diffusion_from_zero.ipynb #5c4f6a6f
+# %% ../nbs/30_diffusion_from_zero.ipynb #b51e43aa
 def diffusion_loss(
     model,  # model(x, t, cond, given) -> (b, 2c, ...): eps and v stacked on axis 1
     schedule: Schedule,  # the noise schedule
@@ -160,7 +160,7 @@ def diffusion_loss(
     bound = schedule.n_steps*vlb_term(schedule, t, error.detach(), v).mean()
     return error.square().mean() + vlb_weight*bound
 
-# %% ../nbs/30_diffusion_from_zero.ipynb #53020dc1
+# %% ../nbs/30_diffusion_from_zero.ipynb #7f62dfa4
 class ToyDenoiser(nn.Module):
     "A three-layer denoiser for points in the plane."
     def __init__(
@@ -188,7 +188,7 @@ class ToyDenoiser(nn.Module):
         angle = torch.cat([t[:, None]*self.waves_t, (x[:, :, None]*self.waves_x).flatten(1)], 1)
         return self.net(torch.cat([x, cond.where(given, 0), given, angle.sin(), angle.cos()], 1))
 
-# %% ../nbs/30_diffusion_from_zero.ipynb #93292a92
+# %% ../nbs/30_diffusion_from_zero.ipynb #b5fa25be
 class TrainStep(NamedTuple):
     "What `train_diffusion` yields after each step of the optimiser."
     step: int  # steps done so far
@@ -205,10 +205,11 @@ class TrainStep(NamedTuple):
         parts = {'model': self.model.state_dict(), 'ema': self.ema.state_dict()}
         parts |= {f'optimiser.{i}': s for i, s in self.optimiser.state_dict()['state'].items()}
         flat = {f'{part}.{k}': x for part, tensors in parts.items() for k, x in tensors.items()}
-        flat |= {'rng': self.generator.get_state(), 'run': torch.tensor([*self.run, self.step, self.epoch]), 'loss': torch.tensor(self.loss)}
+        flat |= {'run': torch.tensor([*self.run, self.step, self.epoch]), 'loss': torch.tensor(self.loss)}
+        flat |= {'rng': self.generator.get_state()}
         return {k: x.detach().cpu().clone() for k, x in flat.items()}
 
-# %% ../nbs/30_diffusion_from_zero.ipynb #2f274489
+# %% ../nbs/30_diffusion_from_zero.ipynb #2563b780
 def restore_training(
     state: dict,  # from TrainStep.state(), as tensors or as NumPy arrays read from a file
     fresh: TrainStep,  # a run that has not begun; its model, average, optimiser and generator are filled
@@ -221,14 +222,15 @@ def restore_training(
     try:
         fresh.model.load_state_dict(part('model')); fresh.ema.load_state_dict(part('ema'))
     except RuntimeError as e:
-        raise ValueError(f"resume holds weights of another network than `model`: expected a state of {type(fresh.model).__name__} of the same size") from e
+        raise ValueError("resume holds weights of another network than `model`: expected a state "
+                         f"of a {type(fresh.model).__name__} of the same size") from e
     slots = {i: part(f'optimiser.{i}') for i in range(len(list(fresh.model.parameters())))}
     for slot in slots.values(): slot['step'] = slot['step'].squeeze()  # a file turns a scalar into one row
     fresh.optimiser.load_state_dict({'state': slots, 'param_groups': fresh.optimiser.state_dict()['param_groups']})
     fresh.generator.set_state(state['rng'])
     return fresh._replace(step=int(state['run'][3]), epoch=int(state['run'][4]), loss=float(state['loss']))
 
-# %% ../nbs/30_diffusion_from_zero.ipynb #32eaf0e9
+# %% ../nbs/30_diffusion_from_zero.ipynb #ec3eb9fd
 def train_diffusion(
     model: nn.Module,  # model(x, t, cond, given) -> (b, 2c, ...), trained in place on its own device
     schedule: Schedule,  # the noise schedule
@@ -260,12 +262,14 @@ def train_diffusion(
         shuffle = torch.Generator().manual_seed(1_000_003*(seed + 1) + epoch)
         rows = torch.randperm(len(x0), generator=shuffle)[i*batch_size:(i + 1)*batch_size].to(device)
         loss = diffusion_loss(model, schedule, x0[rows], cond[rows], p_drop, vlb_weight, now.generator)
-        if not torch.isfinite(loss): raise NonFiniteLoss(f"loss is {loss.item()} at step {step + 1} (epoch {epoch}): expected a finite number, try a smaller lr or check the scale of x0")
+        if not torch.isfinite(loss):
+            raise NonFiniteLoss(f"loss is {loss.item()} at step {step + 1} (epoch {epoch}): expected a finite number, "
+                                "so try a smaller lr or check the scale of x0")
         now.optimiser.zero_grad(set_to_none=True); loss.backward(); now.optimiser.step()
         now.ema.update_parameters(model)
         yield (now := now._replace(step=step + 1, epoch=epoch, loss=loss.item()))
 
-# %% ../nbs/30_diffusion_from_zero.ipynb #c14d80cb
+# %% ../nbs/30_diffusion_from_zero.ipynb #66540628
 def ddpm_step(
     x: torch.Tensor,  # (b, ...) noisy data at some step
     eps: torch.Tensor,  # (b, ...) predicted noise
@@ -280,10 +284,10 @@ def ddpm_step(
     mean = (x - beta/(1 - abar_t).sqrt()*eps)/(1 - beta).sqrt()
     return mean + (log_variance(v, low, beta)/2).exp()*noise
 
-# %% ../nbs/31_samplers.ipynb #438d029c
+# %% ../nbs/31_samplers.ipynb #eb774566
 from .core import check_choice
 
-# %% ../nbs/31_samplers.ipynb #acf2c7bc
+# %% ../nbs/31_samplers.ipynb #9b3d2bc7
 def timesteps(
     n_train: int,  # T, steps of the schedule
     n_steps: int,  # how many of them to take
@@ -293,7 +297,7 @@ def timesteps(
         raise ValueError(f"n_steps is {n_steps}: expected between 1 and {n_train}, the steps of the schedule")
     return [round(n_train - i*n_train/n_steps) - 1 for i in range(n_steps)]
 
-# %% ../nbs/31_samplers.ipynb #ec5addde
+# %% ../nbs/31_samplers.ipynb #9817bbc9
 def predict_x0(
     x: torch.Tensor,  # (b, ...) noisy data
     eps: torch.Tensor,  # (b, ...) predicted noise
@@ -302,7 +306,7 @@ def predict_x0(
     "Solve Ho et al. 2020, equation 4, for x0."
     return (x - (1 - abar_t).sqrt()*eps)/abar_t.sqrt()
 
-# %% ../nbs/31_samplers.ipynb #9fc2c513
+# %% ../nbs/31_samplers.ipynb #ac605362
 def ddim_step(
     x: torch.Tensor,  # (b, ...) noisy data
     eps: torch.Tensor,  # (b, ...) predicted noise
@@ -316,7 +320,7 @@ def ddim_step(
     same = (1 - abar_next - sigma**2).sqrt()*eps
     return abar_next.sqrt()*predict_x0(x, eps, abar_t) + same + sigma*noise
 
-# %% ../nbs/31_samplers.ipynb #75b1b97d
+# %% ../nbs/31_samplers.ipynb #b4ba05ce
 def dpm_step(
     x: torch.Tensor,  # (b, ...) noisy data
     x0: torch.Tensor,  # (b, ...) predicted clean data
@@ -333,7 +337,7 @@ def dpm_step(
         x0 = x0 + slope*(then - now)/2
     return ((1 - abar_next)/(1 - abar_t)).sqrt()*x - abar_next.sqrt()*torch.expm1(now - then)*x0
 
-# %% ../nbs/31_samplers.ipynb #8e26c0f2
+# %% ../nbs/31_samplers.ipynb #fb8960f3
 def guided(
     model,  # model(x, t, cond, given) -> (b, 2c, ...)
     x: torch.Tensor,  # (b, c, ...) noisy data
@@ -350,10 +354,10 @@ def guided(
     eps, v = (y.unflatten(0, (m + 1, b)) for y in out.chunk(2, dim=1))
     return eps[-1] + (1 + guidance)*(eps[:-1] - eps[-1]).sum(0), v[0]
 
-# %% ../nbs/31_samplers.ipynb #9470134e
+# %% ../nbs/31_samplers.ipynb #7b27e516
 SAMPLERS = ('ddpm', 'ddim', 'dpm')
 
-# %% ../nbs/31_samplers.ipynb #1f3d19de
+# %% ../nbs/31_samplers.ipynb #673e0664
 @torch.no_grad()
 def sample(
     model,  # model(x, t, cond, given) -> (b, 2c, ...): eps and v stacked on axis 1
@@ -374,7 +378,8 @@ def sample(
     cond = torch.zeros(shape[0], 0) if cond is None else cond
     given = torch.ones_like(cond, dtype=torch.bool) if given is None else given
     if cond.shape[-2] != shape[0] or given.shape != cond.shape:
-        raise ValueError(f"cond has shape {tuple(cond.shape)} and given {tuple(given.shape)}: expected both (b, k) or (m, b, k) with b = {shape[0]}")
+        raise ValueError(f"cond has shape {tuple(cond.shape)} and given {tuple(given.shape)}: "
+                         f"expected both (b, k) or (m, b, k) with b = {shape[0]}")
     cond, given = (c if c.ndim == 3 else c[None] for c in (cond, given))
     draw = lambda: torch.randn(shape, generator=generator).to(cond.device)
     steps = timesteps(schedule.n_steps, n_steps)
@@ -393,7 +398,7 @@ def sample(
         else: x, old = dpm_step(x, x0, a, a_next, *old), (x0, a)
     return torch.stack([*way, x]) if path else x
 
-# %% ../nbs/31_samplers.ipynb #b3e2f081
+# %% ../nbs/31_samplers.ipynb #25a387ee
 class NoiseSkip(nn.Module):
     "A fixed skip connection that makes noise prediction well-posed where nearly all is noise."
     def __init__(
