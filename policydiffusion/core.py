@@ -67,9 +67,9 @@ def atomic_path(
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.stem}-', suffix=path.suffix)
     os.close(handle)
-    os.chmod(name, 0o644)  # mkstemp makes private files; results are meant to be shared
     try:
         yield Path(name)
+        os.chmod(name, 0o644)  # temporary files are private; results are meant to be shared
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)
