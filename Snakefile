@@ -42,7 +42,7 @@ def notebook(name, *wildcards, given=''):
     given = ' '.join(f'-p {w} {{wildcards.{w}}}' for w in wildcards) + given
     # a notebook must not outlive a killed run: the next run would meet it at work
     guard = 'setpriv --pdeathsig KILL ' if shutil.which('setpriv') else ''
-    return (f'export OMP_NUM_THREADS={{threads}}; exec {guard}papermill nbs/{name}.ipynb {{log}} -k python3 --cwd nbs --log-output '
+    return (f'export OMP_NUM_THREADS={{threads}} OMP_WAIT_POLICY=PASSIVE; exec {guard}papermill nbs/{name}.ipynb {{log}} -k python3 --cwd nbs --log-output '
             f'--no-progress-bar {given} 2> >(grep --line-buffered -vE "{CHATTER}" >&2)')
 
 
@@ -91,6 +91,7 @@ rule all:
 rule search:
     output: 'artifacts/{scale}/{task}/search-{seed}/archive.safetensors'
     log: 'runs/{scale}/{task}/search-{seed}/14_search.ipynb'
+    benchmark: 'artifacts/{scale}/{task}/search-{seed}/times/14_search.tsv'
     message: says('search', '{wildcards.task}')
     threads: 2
     resources: **cost()
@@ -106,6 +107,7 @@ rule dataset:
     input: lambda wildcards: archive(wildcards.task)
     output: multiext('artifacts/{scale}/{task}/', 'dataset.safetensors', 'reference.safetensors')
     log: 'runs/{scale}/{task}/15_dataset.ipynb'
+    benchmark: 'artifacts/{scale}/{task}/times/15_dataset.tsv'
     message: says('dataset', '{wildcards.task}')
     threads: 2
     resources: **cost()
@@ -115,6 +117,7 @@ rule autoencoder:
     input: 'artifacts/{scale}/{task}/dataset.safetensors'
     output: 'artifacts/{scale}/{task}/{method}-{seed}/autoencoder.safetensors'
     log: 'runs/{scale}/{task}/{method}-{seed}/22_train_autoencoder.ipynb'
+    benchmark: 'artifacts/{scale}/{task}/{method}-{seed}/times/22_train_autoencoder.tsv'
     message: says('autoencoder', RUN)
     threads: 2
     resources: **cost()
@@ -124,6 +127,7 @@ rule diffusion:
     input: rules.autoencoder.input, rules.autoencoder.output
     output: multiext('artifacts/{scale}/{task}/{method}-{seed}/', 'generator.safetensors', 'latents.safetensors')
     log: 'runs/{scale}/{task}/{method}-{seed}/33_latent_diffusion.ipynb'
+    benchmark: 'artifacts/{scale}/{task}/{method}-{seed}/times/33_latent_diffusion.tsv'
     message: says('diffusion', RUN)
     threads: 2
     resources: **cost()
@@ -133,6 +137,7 @@ rule metrics:
     input: rules.dataset.output[1], rules.diffusion.output[0]
     output: 'artifacts/{scale}/{task}/{method}-{seed}/generated.safetensors', 'artifacts/{scale}/{task}/results/{method}-{seed}-metrics.csv'
     log: 'runs/{scale}/{task}/{method}-{seed}/40_metrics.ipynb'
+    benchmark: 'artifacts/{scale}/{task}/{method}-{seed}/times/40_metrics.tsv'
     message: says('metrics', RUN)
     threads: 2
     resources: **cost()
@@ -144,6 +149,7 @@ for name, (reads, parameters) in FIGURES.items():
         input: reads
         output: touch(f'artifacts/{SCALE}/drawn/{name}')
         log: f'runs/{SCALE}/{name}.ipynb'
+        benchmark: f'artifacts/{SCALE}/drawn/times/{name}.tsv'
         params: given=' '.join(f'-r {k} {v}' for k, v in dict(parameters, scale=SCALE).items())
         message: says(name, LISTS['tasks'])
         threads: 2 if name in MINUTES else 1

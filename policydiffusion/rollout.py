@@ -81,7 +81,7 @@ def _refill(env, spec, params, obs_mean, obs_std, key, n_jobs, n_episodes, lane,
     return lane, out, queued + fresh.sum(), mean, std
 
 # %% ../nbs/12_rollouts.ipynb #517e83e0
-@partial(jax.jit, static_argnames=('task', 'spec', 'lanes', 'n_episodes', 'horizon'))
+@partial(jax.jit, static_argnames=('task', 'spec', 'lanes', 'n_episodes'))
 def _evaluate(task, spec, lanes, n_episodes, horizon, params, obs_mean, obs_std, key, n):
     "Results (n_max * n_episodes,) of every job; rows past n are left at zero."
     env = make_env(task)

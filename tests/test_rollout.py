@@ -22,11 +22,17 @@ def result(params):
     return evaluate('walker2d', SPEC, params, ZERO, ONE, n_episodes=2, horizon=40, seed=5, lanes=32)
 
 
-def loop(row, i, episode, horizon, seed):
-    "One environment stepped in Python until its first done."
+@pytest.fixture(scope='module')
+def single():
+    "Reset and step of one environment, compiled once."
     env = make_env('walker2d')
-    state = jax.jit(env.reset)(jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), i), episode))
-    step = jax.jit(lambda row, s: env.step(s, act_jax(SPEC, row, ZERO, ONE, s.obs)))
+    return jax.jit(env.reset), jax.jit(lambda row, s: env.step(s, act_jax(SPEC, row, ZERO, ONE, s.obs)))
+
+
+def loop(single, row, i, episode, horizon, seed):
+    "One environment stepped in Python until its first done."
+    reset, step = single
+    state = reset(jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), i), episode))
     total, contacts, t = 0., np.zeros(2), 0
     while t < horizon:
         state, m = step(row, state)
@@ -35,9 +41,9 @@ def loop(row, i, episode, horizon, seed):
     return total, contacts/t, t
 
 
-def test_lanes_equal_a_loop(params, result):
+def test_lanes_equal_a_loop(params, result, single):
     for i in (0, 69):
-        runs = [loop(params[i], i, e, 40, 5) for e in range(2)]
+        runs = [loop(single, params[i], i, e, 40, 5) for e in range(2)]
         assert result.length[i] == np.mean([r[2] for r in runs])
         assert np.isclose(result.objective[i], np.mean([r[0] for r in runs]), atol=.5)  # physics amplifies the last bit
         assert np.allclose(result.measures[i], np.mean([r[1] for r in runs], 0), atol=.04)
@@ -52,7 +58,7 @@ def test_twice_the_same_and_other_seeds_differ(params, result):
 
 def test_a_row_gets_its_own_result_whatever_the_queue(params, result):
     "Fewer rows than lanes, so jobs are handed out differently; short episodes, so noise stays small."
-    few = evaluate('walker2d', SPEC, params[:10], ZERO, ONE, n_episodes=2, horizon=40, seed=5, lanes=32)
+    few = evaluate('walker2d', SPEC, params[:10], ZERO, ONE, n_episodes=2, horizon=40, seed=5, lanes=32, n_max=128)
     assert np.abs(few.length - result.length[:10]).max() <= 1
     assert np.median(np.abs(few.objective - result.objective[:10])) < .1
 
@@ -66,7 +72,7 @@ def test_actions_are_clipped_before_the_control_cost(params):
     "A policy that shouts 100 pays for 1: without the clip its control cost alone would be -60 a step."
     loud = np.zeros((1, SPEC.n_params), np.float32)
     loud[0, -6:] = 100.
-    e = evaluate('walker2d', SPEC, loud, ZERO, ONE, n_episodes=2, horizon=40, seed=0, lanes=32)
+    e = evaluate('walker2d', SPEC, loud, ZERO, ONE, n_episodes=2, horizon=40, seed=0, lanes=32, n_max=128)
     assert e.objective[0] > -40
 
 
