@@ -53,19 +53,27 @@ class Learner(NamedTuple):
     key: jax.Array  # random key
 
 # %% ../nbs/14_search.ipynb #d66c68cb
-def mlp(spec, params, obs):
-    "The network of `act_jax` on a batch of normalised observations (b, obs)."
+def mlp(
+    spec: PolicySpec,  # layout of the row
+    params: jax.Array,  # (P,) one network
+    obs: jax.Array,  # (..., obs) normalised observations
+) -> jax.Array:  # (..., out)
+    "The network of `act_jax` on a batch of observations that are normalised already."
     *hidden, (W, b) = unpack(spec, params)
     for V, c in hidden: obs = jnp.tanh(obs @ V + c)
     return obs @ W + b
 
 # %% ../nbs/14_search.ipynb #d3b50f01
-def critic_spec(spec: PolicySpec) -> PolicySpec:
+def critic_spec(
+    spec: PolicySpec,  # layout of the policies
+) -> PolicySpec:  # layout of their critics
     "A critic is a policy with one output."
     return PolicySpec(spec.obs_size, 1, (64, 64))
 
 # %% ../nbs/14_search.ipynb #e61803a2
-def optimiser(max_grad_norm: float):
+def optimiser(
+    max_grad_norm: float,  # gradient clipping
+) -> optax.GradientTransformation:  # updates to be scaled by the learning rate
     "Adam with clipped gradients; the learning rate is applied outside, so that it can decay without recompiling."
     return optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.scale_by_adam(eps=1e-5))
 
@@ -90,7 +98,14 @@ def start_learner(
     return Learner(params, log_std, critic, opt, state, jnp.zeros(n), jnp.ones(n), key)
 
 # %% ../nbs/14_search.ipynb #c7677a47
-def collect(task, spec, settings, obs_mean, obs_std, learner):
+def collect(
+    task: str,  # Brax task
+    spec: PolicySpec,  # layout of the policies
+    settings: PPOSettings,  # sizes
+    obs_mean: jax.Array,  # (obs,) normaliser's mean
+    obs_std: jax.Array,  # (obs,) normaliser's standard deviation
+    learner: Learner,  # H heads
+) -> tuple:  # learner with new states; per step (T, H, envs, ...): raw and normalised observation, action, log-density, pay parts, done; last observation
     "Unroll the sampled policy in every environment; an episode that ends goes on from one of this round's fresh starts."
     env = make_env(task)
     n = len(learner.params)
@@ -119,7 +134,14 @@ def collect(task, spec, settings, obs_mean, obs_std, learner):
     return learner._replace(state=state, key=key), data, last
 
 # %% ../nbs/14_search.ipynb #dde6a9be
-def advantages(rewards, dones, values, last_value, gamma, lam):
+def advantages(
+    rewards: jax.Array,  # (T, ...) pay of each step
+    dones: jax.Array,  # (T, ...) 1 where the episode ended with the step
+    values: jax.Array,  # (T, ...) critic before each step
+    last_value: jax.Array,  # (...) critic after the last step
+    gamma: float,  # discount
+    lam: float,  # trace decay
+) -> jax.Array:  # (T, ...) advantages
     "Generalised advantage estimation along the first axis (time); a done cuts the trace."
     def back(adv, x):
         reward, done, value, next_value = x
@@ -130,7 +152,26 @@ def advantages(rewards, dones, values, last_value, gamma, lam):
     return jax.lax.scan(back, jnp.zeros_like(last_value), (rewards, dones, values, nexts), reverse=True)[1]
 
 # %% ../nbs/14_search.ipynb #97511fc1
-def update_head(spec, settings, lr, gamma, weights, params, log_std, critic, opt, ret_mean, ret_std, key, obs, action, logp, parts, done, last):
+def update_head(
+    spec: PolicySpec,  # layout of the policies
+    settings: PPOSettings,  # sizes
+    lr: float,  # learning rate
+    gamma: float,  # discount per step
+    weights: jax.Array,  # (2 + k,) what the head is paid for: reward, being alive, measures
+    params: jax.Array,  # (P,) policy
+    log_std: jax.Array,  # (act,) exploration
+    critic: jax.Array,  # (P_critic,) value function
+    opt: tuple,  # Adam's state
+    ret_mean: jax.Array,  # () running mean of the returns
+    ret_std: jax.Array,  # () running standard deviation of the returns
+    key: jax.Array,  # random key
+    obs: jax.Array,  # (T, envs, obs) normalised observations
+    action: jax.Array,  # (T, envs, act) sampled actions
+    logp: jax.Array,  # (T, envs) their log-densities, up to a constant
+    parts: jax.Array,  # (T, envs, 2 + k) parts of the pay
+    done: jax.Array,  # (T, envs) whether the episode ended
+    last: jax.Array,  # (envs, obs) normalised observation after the last step
+) -> tuple:  # (policy, exploration, critic), Adam's state, running mean and s.d., largest KL
     "One head's PPO update on (T, envs) data; `vmap` it over heads."
     value = partial(mlp, critic_spec(spec))
     rewards, done = parts @ weights, done.astype(jnp.float32)
@@ -331,7 +372,12 @@ class Ancestor(NamedTuple):
     snapshots: np.ndarray  # (s, P) policies along the way, after the normaliser froze
 
 # %% ../nbs/14_search.ipynb #efdd7bcb
-def update_moments(moments, batch_mean, batch_var, n):
+def update_moments(
+    moments: tuple,  # mean (obs,), variance (obs,), number of observations so far
+    batch_mean: np.ndarray,  # (obs,) mean of the new ones
+    batch_var: np.ndarray,  # (obs,) their variance
+    n: int,  # how many they are
+) -> tuple:  # mean, variance and number of all
     "Running mean and variance of the observations (Chan et al. 1979), with a floor under the variance."
     mean, var, count = moments
     total, d = count + n, batch_mean - mean
@@ -339,7 +385,12 @@ def update_moments(moments, batch_mean, batch_var, n):
     return mean + d*n/total, np.maximum(var, 1e-4), total
 
 # %% ../nbs/14_search.ipynb #c97f3b2f
-def save_state(path, kind, state: NamedTuple, meta: dict):
+def save_state(
+    path: Path,  # file to write
+    kind: str,  # what it is, for the header
+    state: NamedTuple,  # arrays
+    meta: dict,  # the rest of the header
+) -> Path:  # the path written
     "Write a named tuple of arrays atomically."
     return save_tensors(path, {k: np.asarray(v) for k, v in state._asdict().items()}, {'kind': kind, **meta})
 
@@ -499,7 +550,17 @@ def jacobian(
     return rows/(np.linalg.norm(rows, axis=1, keepdims=True) + 1e-12)
 
 # %% ../nbs/14_search.ipynb #6979e4e8
-def follow(task, spec, settings, params, pay, updates, walker, ancestor, rng):
+def follow(
+    task: str,  # Brax task
+    spec: PolicySpec,  # layout of the policies
+    settings: Arborescence,  # PPO sizes and rates
+    params: np.ndarray,  # (H, P) where to start
+    pay: np.ndarray,  # (H, 2 + k) what each is paid for
+    updates: int,  # PPO updates
+    walker: Walker,  # its critic
+    ancestor: Ancestor,  # its normaliser
+    rng: np.random.Generator,  # randomness
+) -> np.ndarray:  # (H, P) where they end
     "Let each row of `params` follow the policy gradient of its own pay for some PPO updates."
     learner = start_learner(task, spec, jnp.asarray(params), jax.random.key(rng.integers(2**31)), settings.ppo, -1.2, jnp.asarray(walker.critic))
     for _ in range(updates):
