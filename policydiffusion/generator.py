@@ -419,7 +419,7 @@ def train_generator(
     for now in train_diffusion(generator.denoiser, generator.schedule, x0, measures, seed=seed, resume=resume, **{k: getattr(settings, k) for k in names}):
         losses[now.step - 1] = now.loss
         if settings.cosine: now.optimiser.param_groups[0]['lr'] = settings.lr*.5*(1 + math.cos(math.pi*now.step/n_steps))
-        if checkpoint is not None and time.monotonic() - saved >= every:
+        if checkpoint is not None and (time.monotonic() - saved >= every or now.step == n_steps):
             tensors = {k: x.numpy() for k, x in now.state().items()}
             save_tensors(checkpoint, {**tensors, 'losses': losses[:now.step]}, {'kind': 'diffusion_checkpoint', 'run': run})
             saved = time.monotonic()
