@@ -92,16 +92,16 @@ def load_tensors(
 ) -> tuple:  # dict of NumPy arrays, dict of the description
     "Read a file written by `save_tensors`; one clear sentence if it is missing, damaged, foreign or not finite."
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"{path} does not exist: expected a {kind or 'policydiffusion'} file")
+    if not path.is_file(): raise FileNotFoundError(f"{path} does not exist: expected a file of kind {kind or 'policydiffusion'}")
     try:
         with safe_open(path, framework='numpy') as f:
             header = f.metadata() or {}
             tensors = {k: f.get_tensor(k) for k in f.keys()}
         meta = json.loads(header.get('policydiffusion', 'null'))
     except (SafetensorError, ValueError, OSError) as e:
-        raise ValueError(f"{path} is truncated or not a safetensors file ({e}): expected a {kind or 'policydiffusion'} file") from e
+        raise ValueError(f"{path} is truncated or not a safetensors file ({e}): expected one of kind {kind or 'policydiffusion'}") from e
     if not isinstance(meta, dict): raise ValueError(f"{path} was not written by policydiffusion: its header holds no description")
-    if kind and meta.get('kind') != kind: raise ValueError(f"{path} holds a {meta.get('kind')!r}: expected a {kind!r}")
+    if kind and meta.get('kind') != kind: raise ValueError(f"{path} is of kind {meta.get('kind')!r}: expected kind {kind!r}")
     for name, x in tensors.items():
         if np.issubdtype(x.dtype, np.floating) and not np.isfinite(x).all():
             raise ValueError(f"{path}: tensor {name!r} holds values that are not finite: expected finite numbers only")
@@ -200,4 +200,4 @@ def progress(
 ):  # the same items
     "A progress bar that names the step, how far it is and the time left."
     from tqdm import tqdm
-    return tqdm(iterable, desc=desc, total=total, mininterval=2., dynamic_ncols=False, ncols=90)
+    return tqdm(iterable, desc=desc, total=total, mininterval=5., dynamic_ncols=False, ncols=90)

@@ -186,7 +186,7 @@ def spoil(name, value):
     (lambda t, m: t.update(length=np.zeros(2, np.float32)), 'length has shape (2,): expected (3,)'),
     (lambda t, m: t.pop('length'), 'lacks length'),
     (lambda t, m: m.pop('spec'), 'lacks spec'),
-    (lambda t, m: m.update(kind='latents'), "holds a 'latents': expected a 'archive'"),
+    (lambda t, m: m.update(kind='latents'), "is of kind 'latents': expected kind 'archive'"),
     (lambda t, m: m.update(format_version=99), 'has format version 99: expected 1'),
     (lambda t, m: m.update(dims=[]), 'expected at least one cell along every measure'),
 ])

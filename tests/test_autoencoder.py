@@ -266,4 +266,4 @@ def test_damaged_autoencoder_file_is_refused(params, tmp_path):
     save_tensors(path, {**tensors, 'centre': tensors['centre'][1:]}, meta)
     with pytest.raises(ValueError, match="tensor 'centre'"): ae.load_autoencoder(path)
     save_tensors(path, tensors, {**meta, 'kind': 'archive'})
-    with pytest.raises(ValueError, match="holds a 'archive': expected a 'autoencoder'"): ae.load_autoencoder(path)
+    with pytest.raises(ValueError, match="is of kind 'archive': expected kind 'autoencoder'"): ae.load_autoencoder(path)

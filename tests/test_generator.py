@@ -228,21 +228,21 @@ def rewrite(path, change):
 
 
 def test_missing(tmp_path):
-    with pytest.raises(FileNotFoundError, match='none.safetensors does not exist: expected a generator file'): Generator.load(tmp_path/'none.safetensors')
+    with pytest.raises(FileNotFoundError, match='none.safetensors does not exist: expected a file of kind generator'): Generator.load(tmp_path/'none.safetensors')
 
 
 @pytest.mark.parametrize('keep', [.999, .5, .001])
 def test_truncated(file, keep):
     data = file.read_bytes()
     file.write_bytes(data[:int(len(data)*keep)])
-    with pytest.raises(ValueError, match='g.safetensors is truncated or not a safetensors file .*: expected a generator file'): Generator.load(file)
+    with pytest.raises(ValueError, match='g.safetensors is truncated or not a safetensors file .*: expected one of kind generator'): Generator.load(file)
 
 
 def test_foreign(file):
     file.write_bytes(b'not at all ' * 100)
     with pytest.raises(ValueError, match='truncated or not a safetensors file'): Generator.load(file)
     made_up_archive().save(file)
-    with pytest.raises(ValueError, match="g.safetensors holds a 'archive': expected a 'generator'"): Generator.load(file)
+    with pytest.raises(ValueError, match="g.safetensors is of kind 'archive': expected kind 'generator'"): Generator.load(file)
 
 
 def test_of_another_task(file):
