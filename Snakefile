@@ -150,7 +150,7 @@ for name, (reads, parameters) in FIGURES.items():
         output: touch(f'artifacts/{SCALE}/drawn/{name}')
         log: f'runs/{SCALE}/{name}.ipynb'
         benchmark: f'artifacts/{SCALE}/drawn/times/{name}.tsv'
-        params: given=' '.join(f'-r {k} {v}' for k, v in dict(parameters, scale=SCALE).items())
+        params: given=' '.join(f'-{"p" if isinstance(v, int) else "r"} {k} {v}' for k, v in dict(parameters, scale=SCALE).items())
         message: says(name, LISTS['tasks'])
         threads: 2 if name in MINUTES else 1
         resources: mem_mb=2000, runtime=60
