@@ -164,10 +164,10 @@ def test_the_lock_meets_every_requirement_and_brings_no_gpu_package():
 @pytest.mark.skipif(not (ROOT/'figures'/'results.csv').exists(), reason='no results yet')
 def test_the_numbers_of_the_readme_are_those_of_the_results():
     from policydiffusion.core import read_results
-    from policydiffusion.metrics import MARKERS, readme_block
+    from policydiffusion.metrics import MARKERS, readme_block, step_minutes
     text = (ROOT/'README.md').read_text(encoding='utf-8')
     between = text.split(MARKERS[0])[1].split(MARKERS[1])[0]
-    assert between.strip() == readme_block(read_results(ROOT/'figures'/'results.csv')).strip()
+    assert between.strip() == readme_block(read_results(ROOT/'figures'/'results.csv'), step_minutes(ROOT/'figures'/'minutes.csv')).strip()
 
 
 def test_the_readme_names_only_notebooks_that_exist():
