@@ -2,7 +2,7 @@
 
     python benchmarks/search_operators.py --task walker2d --minutes 1.5 --seeds 3
 
-The ancestor and its snapshots come from the checkpoint of `nbs/14_search.ipynb` (laptop scale). Writes
+The ancestor and its snapshots are those of the shipped archive (data/ancestors), or any warm start of `nbs/14_search.ipynb`. Writes
 figures/search_operators.csv after every run, and leaves out the runs that it already holds: kill it and start it again at will.
 """
 import argparse
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from policydiffusion.core import ARTIFACTS, FIGURES, atomic_path, load_tensors
+from policydiffusion.core import DATA, FIGURES, atomic_path, load_tensors
 from policydiffusion.rollout import evaluate
 from policydiffusion.search import Ancestor, Arborescence, Search, SearchSettings, cell_of, run_search
 from policydiffusion.tasks import get_task
@@ -40,10 +40,10 @@ def main():
     parser.add_argument('--task', default='walker2d', help='Brax task')
     parser.add_argument('--minutes', type=float, default=1.5, help='time of each run, compilation not counted')
     parser.add_argument('--seeds', type=int, default=3, help='runs of each mix')
-    parser.add_argument('--ancestor', type=Path, default=None, help='warm-start checkpoint; by default that of the laptop search with seed 1')
+    parser.add_argument('--ancestor', type=Path, default=None, help='warm-start checkpoint; by default that of the shipped archive')
     args = parser.parse_args()
     task, out = get_task(args.task), FIGURES/'search_operators.csv'
-    path = args.ancestor or ARTIFACTS/'laptop'/args.task/'search-1'/'warm_start.safetensors'
+    path = args.ancestor or DATA/'ancestors'/f'{args.task}.safetensors'
     ancestor = Ancestor(**load_tensors(path, 'warm start')[0])
     rows = pd.read_csv(out).to_dict('records') if out.exists() else []
     for seed in range(1, args.seeds + 1):
