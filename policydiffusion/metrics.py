@@ -247,8 +247,7 @@ import pandas as pd
 from .core import FIGURES, ROOT, atomic_path, read_results
 
 # %% ../nbs/58_tables.ipynb #8aef0690
-COLUMNS = {'compression': 1, 'reward_ratio': 3, 'coverage_ratio': 3, 'qd_score_ratio': 3, 'mem': 3, 'js': 3, 'policies_per_second': 0,
-           'parameters': 0, 'training_minutes': 1}  # metric to decimals
+COLUMNS = {'compression': 1, 'reward_ratio': 3, 'coverage_ratio': 3, 'qd_score_ratio': 3, 'mem': 3, 'js': 3, 'policies_per_second': 0}  # metric to decimals
 CLAIMED = {'compression': '13', 'reward_ratio': '0.98', 'coverage_ratio': '0.89'}  # the paper's abstract
 
 # %% ../nbs/58_tables.ipynb #b7b73d60
@@ -310,7 +309,7 @@ def collect_minutes(
     return path
 
 # %% ../nbs/58_tables.ipynb #e188e4c5
-PAPER_ITEMS = (  # paper item, notebook, rule, metric or None
+PAPER_ITEMS = (  # paper item, notebook, metric or None
     ('compression (abstract)', '40_metrics', 'compression'), ('rewards kept (abstract)', '40_metrics', 'reward_ratio'),
     ('coverage kept (abstract)', '40_metrics', 'coverage_ratio'), ('figure 1, architecture', '50_fig1_architecture', None),
     ('figure 4, reward and JS against epoch', '53_fig4_epochs', 'js'), ('figure 6, archive CDFs', '56_fig6_cdf', 'qd_score_ratio'),
