@@ -254,7 +254,7 @@ def train_diffusion(
         raise ValueError("x0 or cond holds values that are not finite: expected finite numbers only")
     x0, cond, per_epoch = x0.to(device), cond.to(device), math.ceil(len(x0)/batch_size)
     now = TrainStep(0, 0, math.nan, model.train(), AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay)),
-                    torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay),
+                    torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay, fused=True),
                     torch.Generator().manual_seed(seed), (seed, batch_size, len(x0)))
     if resume is not None: yield (now := restore_training(resume, now))
     for step in range(now.step, epochs*per_epoch):

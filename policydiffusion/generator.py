@@ -325,7 +325,7 @@ def diffusion_settings(
     laptop = replace(paper, network={'base': 32}, cosine=True, batch_size=128, epochs=300)
     smoke = replace(laptop, network={'base': 32, 'mults': [1, 1], 'cond_dim': 32}, batch_size=32, ema_decay=.98, epochs=150, sampling=Sampling(n_steps=20))
     sizes = dict(zip(SCALES, (smoke, laptop, paper)))[check_choice('scale', scale, SCALES)]
-    full = replace(paper, cosine=True, epochs=100) if scale == 'laptop' else paper  # fewer epochs: what two cores afford
+    full = replace(paper, cosine=True, epochs=300) if scale == 'laptop' else paper  # fewer epochs: what two cores afford
     return {'paper': sizes, 'paper_full': full}[check_choice('method', method, ('paper', 'paper_full'))]
 
 # %% ../nbs/33_latent_diffusion.ipynb #8aacc64b
