@@ -2,7 +2,8 @@
 SHELL := /bin/bash
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help install figures test in-step notebooks units
+figures_goal = all
+.PHONY: help install figures paper-full test in-step notebooks units
 
 TASKS ?= walker2d
 SCALE ?= laptop
@@ -17,6 +18,7 @@ export JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS := 5
 
 help:
 	@echo 'make figures   train, generate, roll out, draw: TASKS="walker2d ..." SCALE=laptop|smoke|paper CORES=2'
+	@echo 'make paper-full  the same models at the size of the paper: half an hour more for a row of the tables'
 	@echo 'make test      notebooks and library in step, every notebook at smoke scale, pytest'
 	@echo 'make install   only the virtual environment, which the others make when it is needed'
 
@@ -33,7 +35,10 @@ $(STAMP): requirements.lock settings.ini setup.py
 figures: $(STAMP)
 	@mkdir -p .snakemake; exec 9>.snakemake/run.lock; \
 	flock -n 9 || { echo 'another run is at work in this folder: waiting for it to end'; flock 9; }; \
-	exec snakemake --cores $(CORES) --nolock --rerun-incomplete --rerun-triggers mtime params --config scale='$(SCALE)' tasks='$(TASKS)'
+	exec snakemake $(figures_goal) --cores $(CORES) --nolock --rerun-incomplete --rerun-triggers mtime params --config scale='$(SCALE)' tasks='$(TASKS)'
+
+paper-full: figures_goal = paper_full
+paper-full: figures
 
 test: in-step notebooks units
 

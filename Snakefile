@@ -155,3 +155,10 @@ for name, (reads, parameters) in FIGURES.items():
         threads: 2 if name in MINUTES else 1
         resources: mem_mb=2000, runtime=60
         shell: notebook('{rule}', given='{params.given}')
+
+rule paper_full:  # the paper's models at their full size, once; not part of the main job
+    input: [f'artifacts/{SCALE}/{task}/results/paper_full-{SEEDS[0]}-metrics.csv' for task in TASKS]
+    log: f'runs/{SCALE}/paper_full_tables.ipynb'
+    params: given=' '.join(f'-r {k} {v}' for k, v in dict(LISTS, scale=SCALE).items())
+    message: 'the tables once more, with paper_full'
+    shell: notebook('58_tables', given='{params.given}')
