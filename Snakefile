@@ -6,10 +6,10 @@ from policydiffusion.core import SCALES, SEEDS, check_choice
 from policydiffusion.tasks import get_task
 
 RUNS = {  # the seeds of every method that is trained at each scale
-    'smoke': {'paper': SEEDS[:1]},
-    'laptop': {'paper': SEEDS[:2]},
-    'paper': {'paper': SEEDS}}
-MINUTES = {'dataset': 5, 'autoencoder': 3, 'diffusion': 3, 'metrics': 3, '53_fig4_epochs': 3}  # at laptop scale on 2 cores; .5 for the others
+    'smoke': {'ours': SEEDS[:1], 'paper': SEEDS[:1]},
+    'laptop': {'ours': SEEDS, 'paper': SEEDS[:2]},
+    'paper': {'ours': SEEDS, 'paper': SEEDS}}
+MINUTES = {'dataset': 2, 'autoencoder': 3, 'diffusion': 3, 'behaviour': 1, 'rehearsal': 2, 'metrics': 1, '53_fig4_epochs': 3}  # at laptop scale on 2 cores; .5 for the others
 # log lines of papermill and of the kernel that say nothing about the run
 CHATTER = 'IPKernelApp|(Input|Output) Notebook: |Executing notebook with|(Executing|Ending) Cell|<Figure size|Black is not installed|^$'
 
@@ -37,12 +37,13 @@ def runs(path):
             for task in TASKS for method, seeds in RUNS[SCALE].items() for seed in seeds]
 
 
-def notebook(name, *wildcards, given=''):
+def notebook(name, *wildcards, given='', torch_threads=1):
     "The shell command that runs one notebook; `wildcards` of the rule become parameters, `given` holds more of them."
     given = ' '.join(f'-p {w} {{wildcards.{w}}}' for w in wildcards) + given
     # a notebook must not outlive a killed run: the next run would meet it at work
     guard = 'setpriv --pdeathsig KILL ' if shutil.which('setpriv') else ''
-    return (f'export OMP_NUM_THREADS={{threads}} OMP_WAIT_POLICY=PASSIVE; exec {guard}papermill nbs/{name}.ipynb {{log}} -k python3 --cwd nbs --log-output '
+    # two processes of one thread, and two devices of one core, do nearly twice the work of one with two threads
+    return (f'export OMP_NUM_THREADS={torch_threads} OMP_WAIT_POLICY=PASSIVE XLA_FLAGS=--xla_force_host_platform_device_count={{threads}}; exec {guard}papermill nbs/{name}.ipynb {{log}} -k python3 --cwd nbs --log-output '
             f'--no-progress-bar {given} 2> >(grep --line-buffered -vE "{CHATTER}" >&2)')
 
 
@@ -77,7 +78,7 @@ ONE_SEED = dict(tasks=LISTS['tasks'], seed=COMMON_SEEDS[0])
 COMPARED = [f'artifacts/{SCALE}/{task}/reference.safetensors' for task in TASKS] + runs('{run}/generated.safetensors')
 FIGURES = {  # notebook: what it reads, its parameters
     '50_fig1_architecture': ([], dict(task=TASKS[0])),
-    '53_fig4_epochs': (runs('{run}/autoencoder.safetensors'), LISTS),
+    '53_fig4_epochs': ([path for path in runs('{run}/autoencoder.safetensors') if '/paper-' in path], dict(LISTS, methods='paper')),
     '55_fig8_tsne': (runs('{run}/latents.safetensors'), dict(ONE_SEED, method=list(RUNS[SCALE])[0])),
     '56_fig6_cdf': (COMPARED, LISTS),
     '57_fig7_heatmaps': (COMPARED, dict(ONE_SEED, methods=LISTS['methods'])),
@@ -116,32 +117,56 @@ rule dataset:
 rule autoencoder:
     input: 'artifacts/{scale}/{task}/dataset.safetensors'
     output: 'artifacts/{scale}/{task}/{method}-{seed}/autoencoder.safetensors'
+    wildcard_constraints: method='paper[a-z_]*'
     log: 'runs/{scale}/{task}/{method}-{seed}/22_train_autoencoder.ipynb'
     benchmark: 'artifacts/{scale}/{task}/{method}-{seed}/times/22_train_autoencoder.tsv'
     message: says('autoencoder', RUN)
-    threads: 2
+    threads: 1
     resources: **cost()
     shell: notebook('22_train_autoencoder', 'task', 'scale', 'method', 'seed')
 
 rule diffusion:
     input: rules.autoencoder.input, rules.autoencoder.output
     output: multiext('artifacts/{scale}/{task}/{method}-{seed}/', 'generator.safetensors', 'latents.safetensors')
+    wildcard_constraints: method='paper[a-z_]*'
     log: 'runs/{scale}/{task}/{method}-{seed}/33_latent_diffusion.ipynb'
     benchmark: 'artifacts/{scale}/{task}/{method}-{seed}/times/33_latent_diffusion.tsv'
     message: says('diffusion', RUN)
-    threads: 2
+    threads: 1
     resources: **cost()
     shell: notebook('33_latent_diffusion', 'task', 'scale', 'method', 'seed')
 
+rule behaviour:
+    input: 'artifacts/{scale}/{task}/dataset.safetensors'
+    output: 'artifacts/{scale}/{task}/{method}-{seed}/autoencoder.safetensors'
+    wildcard_constraints: method='ours[a-z_]*'
+    log: 'runs/{scale}/{task}/{method}-{seed}/23_behaviour_loss.ipynb'
+    benchmark: 'artifacts/{scale}/{task}/{method}-{seed}/times/23_behaviour_loss.tsv'
+    message: says('behaviour', RUN)
+    threads: 1
+    resources: **cost()
+    shell: notebook('23_behaviour_loss', 'task', 'scale', 'method', 'seed')
+
+rule rehearsal:
+    input: rules.behaviour.input, rules.behaviour.output
+    output: multiext('artifacts/{scale}/{task}/{method}-{seed}/', 'generator.safetensors', 'latents.safetensors')
+    wildcard_constraints: method='ours[a-z_]*'
+    log: 'runs/{scale}/{task}/{method}-{seed}/36_rehearsal.ipynb'
+    benchmark: 'artifacts/{scale}/{task}/{method}-{seed}/times/36_rehearsal.tsv'
+    message: says('rehearsal', RUN)
+    threads: 2
+    resources: **cost()
+    shell: notebook('36_rehearsal', 'task', 'scale', 'method', 'seed')
+
 rule metrics:
-    input: rules.dataset.output[1], rules.diffusion.output[0]
+    input: rules.dataset.output[1], 'artifacts/{scale}/{task}/{method}-{seed}/generator.safetensors'
     output: 'artifacts/{scale}/{task}/{method}-{seed}/generated.safetensors', 'artifacts/{scale}/{task}/results/{method}-{seed}-metrics.csv'
     log: 'runs/{scale}/{task}/{method}-{seed}/40_metrics.ipynb'
     benchmark: 'artifacts/{scale}/{task}/{method}-{seed}/times/40_metrics.tsv'
     message: says('metrics', RUN)
     threads: 2
     resources: **cost()
-    shell: notebook('40_metrics', 'task', 'scale', 'method', 'seed')
+    shell: notebook('40_metrics', 'task', 'scale', 'method', 'seed', torch_threads='{threads}')  # its policies per second are those of the whole machine
 
 for name, (reads, parameters) in FIGURES.items():
     rule:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['time_embedding', 'group_norm', 'ResBlock', 'ConditionEncoder', 'Attention', 'MiddleTransformer', 'check_inputs',
-           'UNet', 'FourierFeatures', 'ModulatedBlock', 'ResidualDenoiser']
+           'UNet', 'FourierFeatures', 'RandomWaves', 'ModulatedBlock', 'ResidualDenoiser']
 
 # %% ../nbs/32_denoiser.ipynb #d3548de0
 import math
@@ -225,6 +225,28 @@ class FourierFeatures(nn.Module):
         waves = torch.cat([angle.sin(), angle.cos()], 2)*given[..., None]
         return torch.cat([cond.where(given, 0), given, waves.flatten(1)], 1)
 
+# %% ../nbs/32_denoiser.ipynb #f4b036a3
+class RandomWaves(nn.Module):
+    "A whole condition as sines and cosines along fixed random directions (Tancik et al. 2020, section 6)."
+    def __init__(
+        self,
+        cond_size: int,  # k, numbers in a condition
+        n_waves: int,  # directions
+        band: float,  # standard deviation of a direction's entries, turns over [0, 1]
+    ):
+        super().__init__()
+        directions = torch.randn(cond_size, n_waves, generator=torch.Generator().manual_seed(0))
+        self.register_buffer('directions', 2*math.pi*band*directions, persistent=False)
+
+    def forward(
+        self,
+        cond: torch.Tensor,  # (b, k) condition values; those not given may be anything, even NaN
+        given: torch.Tensor,  # (b, k) bool
+    ) -> torch.Tensor:  # (b, 2 n_waves); all zero where an entry is missing, because a place needs them all
+        "Show the condition as a place."
+        angle = cond.where(given, 0)@self.directions
+        return torch.cat([angle.sin(), angle.cos()], 1)*given.all(1, keepdim=True)
+
 # %% ../nbs/32_denoiser.ipynb #26189778
 class ModulatedBlock(nn.Module):
     "Two linear layers that add to their input; time and condition scale and shift what they see."
@@ -256,12 +278,14 @@ class ResidualDenoiser(nn.Module):
         n_blocks: int = 3,  # residual blocks
         emb: int = 64,  # numbers in the summary of time and condition
         cond_freqs: int = 4,  # Fourier features per condition entry; 0 for embeddings of text
+        n_waves: int = 0,  # random waves across the condition
+        band: float = 8.,  # their typical number of turns over [0, 1]
         n_steps: int = 600,  # T of the cosine schedule, for the noise skip; 0: plain noise prediction
     ):
         super().__init__()
         self.latent_size, self.cond_size = latent_size, cond_size
-        self.features = FourierFeatures(cond_freqs)
-        self.emb = nn.Sequential(nn.Linear(32 + cond_size*(2 + 2*cond_freqs), emb), nn.SiLU(), nn.Linear(emb, emb), nn.SiLU())
+        self.features, self.waves = FourierFeatures(cond_freqs), RandomWaves(cond_size, n_waves, band)
+        self.emb = nn.Sequential(nn.Linear(32 + cond_size*(2 + 2*cond_freqs) + 2*n_waves, emb), nn.SiLU(), nn.Linear(emb, emb), nn.SiLU())
         self.modulation = nn.Linear(emb, 2*width)
         self.enter = nn.Linear(latent_size, width)
         self.blocks = nn.ModuleList(ModulatedBlock(width) for _ in range(n_blocks))
@@ -278,7 +302,7 @@ class ResidualDenoiser(nn.Module):
     ) -> torch.Tensor:  # (b, 2d) eps and v
         "Guess the noise."
         check_inputs(x, cond, given, (self.latent_size,), self.cond_size)
-        emb = self.emb(torch.cat([time_embedding(t, 32), self.features(cond, given)], 1))
+        emb = self.emb(torch.cat([time_embedding(t, 32), self.features(cond, given), self.waves(cond, given)], 1))
         scale, shift = self.modulation(emb).chunk(2, dim=1)
         h = self.enter(x)
         for block in self.blocks: h = block(h, scale, shift)

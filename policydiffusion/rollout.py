@@ -57,7 +57,7 @@ def _step_lanes(env, horizon, obs_mean, obs_std, lane):
             'alive': counts & (state.done < .5) & (steps < horizon)}
 
 # %% ../nbs/12_rollouts.ipynb #3b1f2927
-def _refill(env, spec, params, obs_mean, obs_std, key, n_jobs, n_episodes, lane, out, queued):
+def _refill(env, spec, rows, params, obs_mean, obs_std, key, n_jobs, n_episodes, lane, out, queued):
     "Lanes whose episode ended write their result and take the next job from the queue."
     n_all = out['length'].shape[0]
     ended = ~lane['alive']
@@ -70,7 +70,7 @@ def _refill(env, spec, params, obs_mean, obs_std, key, n_jobs, n_episodes, lane,
     fresh = ended & (job < n_jobs)
     job = jnp.where(fresh, job, jnp.where(ended, -1, lane['job']))
     who, episode = job//n_episodes, job % n_episodes
-    keys = jax.vmap(lambda i, e: jax.random.fold_in(jax.random.fold_in(key, i), e))(who, episode)
+    keys = jax.vmap(lambda i, e: jax.random.fold_in(jax.random.fold_in(key, i), e))(rows[who], episode)
     pick = lambda new, old: jnp.where(fresh.reshape((-1,) + (1,)*(new.ndim - 1)), new, old)
     mean, std = (m[who] if m.ndim == 2 else m for m in (obs_mean, obs_std))
     new = {'state': jax.vmap(env.reset)(keys), 'layers': unpack(spec, params[who]), 'job': job,
@@ -81,24 +81,33 @@ def _refill(env, spec, params, obs_mean, obs_std, key, n_jobs, n_episodes, lane,
     return lane, out, queued + fresh.sum(), mean, std
 
 # %% ../nbs/12_rollouts.ipynb #517e83e0
-@partial(jax.jit, static_argnames=('task', 'spec', 'lanes', 'n_episodes'))
-def _evaluate(task, spec, lanes, n_episodes, horizon, params, obs_mean, obs_std, key, n):
-    "Results (n_max * n_episodes,) of every job; rows past n are left at zero."
+def _work_off(task, spec, lanes, n_episodes, horizon, rows, params, obs_mean, obs_std, key, n):
+    "Results (len(rows)*n_episodes,) of every job of these rows; rows past n are left at zero."
     env = make_env(task)
-    n_all, k = len(params)*n_episodes, get_task(task).n_measures
+    n_jobs, n_all, k = (rows < n).sum()*n_episodes, len(rows)*n_episodes, get_task(task).n_measures
     state = jax.vmap(env.reset)(jax.random.split(key, lanes))
     lane = {'state': state, 'layers': unpack(spec, jnp.zeros((lanes, spec.n_params))), 'job': jnp.full(lanes, -1),
             'alive': jnp.zeros(lanes, bool), 'steps': jnp.zeros(lanes, int), 'ret': jnp.zeros(lanes), 'sums': jnp.zeros((lanes, k))}
     out = {'ret': jnp.zeros(n_all), 'length': jnp.zeros(n_all, int), 'measures': jnp.zeros((n_all, k))}
-    refill = partial(_refill, env, spec, params, obs_mean, obs_std, key, n*n_episodes, n_episodes)
+    refill = partial(_refill, env, spec, rows, params, obs_mean, obs_std, key, n_jobs, n_episodes)
 
-    def busy(carry): return carry[0]['alive'].any() | (carry[2] < n*n_episodes)
+    def busy(carry): return carry[0]['alive'].any() | (carry[2] < n_jobs)
     def round_(carry):
         lane, out, queued, mean, std = refill(*carry)
         lane = jax.lax.fori_loop(0, REFILL, lambda _, x: _step_lanes(env, horizon, mean, std, x), lane)
         return lane, out, queued
     lane, out, queued = jax.lax.while_loop(busy, round_, (lane, out, 0))
     return refill(lane, out, queued)[1]
+
+# %% ../nbs/12_rollouts.ipynb #33876969
+@partial(jax.jit, static_argnames=('task', 'spec', 'lanes', 'n_episodes'))
+def _evaluate(task, spec, lanes, n_episodes, horizon, rows, params, obs_mean, obs_std, key, n):
+    "`_work_off` on all devices: the first argument with rows is cut into as many parts."
+    own, shared = jax.sharding.PartitionSpec('rows'), jax.sharding.PartitionSpec()
+    norm = own if obs_mean.ndim == 2 else shared
+    share = jax.shard_map(partial(_work_off, task, spec, lanes, n_episodes), mesh=jax.sharding.Mesh(np.array(jax.devices()), ('rows',)),
+                          in_specs=(shared, own, own, norm, norm, shared, shared), out_specs=own, check_vma=False)
+    return share(horizon, rows, params, obs_mean, obs_std, key, n)
 
 # %% ../nbs/12_rollouts.ipynb #b59f5dd8
 def evaluate(
@@ -123,10 +132,13 @@ def evaluate(
     if not np.isfinite(params).all(): raise ValueError("params holds values that are not finite: expected finite weights")
     n = len(params)
     n_max = max(n_max, 1 << max(n - 1, 0).bit_length())
-    pad = lambda x: jnp.asarray(np.concatenate([x, np.zeros((n_max - n,) + x.shape[1:], np.float32)]))
+    devices = jax.device_count()
+    n_max = -(-n_max//devices)*devices
+    rows = np.arange(n_max).reshape(-1, devices).T.ravel()  # deal the rows out like cards: policies that last are often neighbours
+    pad = lambda x: jnp.asarray(np.concatenate([x, np.zeros((n_max - n,) + x.shape[1:], np.float32)])[rows])
     mean, std = (pad(np.asarray(x, np.float32)) if np.ndim(x) == 2 else jnp.asarray(x, jnp.float32) for x in (obs_mean, obs_std))
-    out = _evaluate(task, spec, lanes, n_episodes, horizon, pad(params), mean, std, jax.random.key(seed), n)
-    ret, length, m = (np.asarray(out[k])[:n*n_episodes].reshape((n, n_episodes) + out[k].shape[1:]) for k in ('ret', 'length', 'measures'))
+    out = _evaluate(task, spec, lanes, n_episodes, horizon, jnp.asarray(rows), pad(params), mean, std, jax.random.key(seed), n)
+    ret, length, m = (np.asarray(out[k]).reshape((n_max, n_episodes) + out[k].shape[1:])[rows.argsort()[:n]] for k in ('ret', 'length', 'measures'))
     return Evaluation(ret.mean(1), m.mean(1), length.mean(1), ret.std(1), m.std(1))
 
 # %% ../nbs/12_rollouts.ipynb #524f19be

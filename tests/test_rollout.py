@@ -1,4 +1,8 @@
 "Evaluations mean what they say: against a loop, twice the same, fair to rows, honest about bad input."
+import os
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -92,3 +96,29 @@ def test_observations_come_from_the_living_part(params):
 def test_bad_input_is_one_sentence(change, message):
     args = {'task': 'walker2d', 'spec': SPEC, 'params': np.zeros((2, SPEC.n_params)), 'obs_mean': ZERO, 'obs_std': ONE, **change}
     with pytest.raises(ValueError, match=message): evaluate(**args)
+
+
+TWO_DEVICES = """
+import sys, jax, numpy as np
+from policydiffusion.rollout import evaluate
+from policydiffusion.tasks import get_task
+assert jax.device_count() == 2
+params, means, stds = (np.load(sys.argv[1])[k] for k in ('params', 'means', 'stds'))
+for own in (False, True):
+    e = evaluate('walker2d', get_task('walker2d').spec(), params, *(x if own else x[0] for x in (means, stds)), n_episodes=2, horizon=25, seed=5, lanes=16, n_max=9)
+    np.savez(f'{sys.argv[2]}{own:d}.npz', **vars(e))
+"""
+
+
+def test_two_devices_say_what_one_says(params, tmp_path):
+    "An odd number of rows, shared and own normalisers; each episode keeps its start wherever it runs."
+    few, rng = params[:9], np.random.default_rng(1)
+    means, stds = rng.normal(0, .1, (9, 17)).astype(np.float32), rng.uniform(.8, 1.2, (9, 17)).astype(np.float32)
+    np.savez(tmp_path/'in.npz', params=few, means=means, stds=stds)
+    env = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
+    subprocess.run([sys.executable, '-c', TWO_DEVICES, tmp_path/'in.npz', tmp_path/'out'], env=env, check=True)
+    for own in (False, True):
+        there = np.load(tmp_path/f'out{own:d}.npz')
+        here = evaluate('walker2d', SPEC, few, *(x if own else x[0] for x in (means, stds)), n_episodes=2, horizon=25, seed=5, lanes=16, n_max=9)
+        assert here.length.std() > 0 or here.objective.std() > 0
+        for name, x in vars(here).items(): np.testing.assert_allclose(there[name], x, rtol=2e-3, atol=2e-3, err_msg=name)
