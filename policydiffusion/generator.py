@@ -413,7 +413,7 @@ def train_generator(
     x0 = generator.latent_scale(z.to(device))
     generator.sampling = replace(generator.sampling, clip=x0.abs().max().item())
     run = json.loads(json.dumps({'settings': asdict(settings), 'design': asdict(generator.design), 'seed': seed,
-                                 'data': [zlib.crc32(x.cpu().numpy().tobytes()) for x in (z, measures)]}))
+                                 'data': [zlib.crc32(x.cpu().numpy().tobytes()) for x in (x0, measures)]}))
     resume, losses = load_training(checkpoint, run, n_steps)
     names = ('epochs', 'batch_size', 'lr', 'weight_decay', 'p_drop', 'vlb_weight', 'ema_decay')
     saved = time.monotonic()
