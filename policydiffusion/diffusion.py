@@ -150,6 +150,7 @@ def diffusion_loss(
     p_drop: float = .1,  # condition dropout
     vlb_weight: float = 1e-5,  # weight of the variational bound (the paper's)
     generator: torch.Generator = None,  # CPU generator, so that a seed means the same on every device
+    velocity: bool = False,  # weigh errors like those of the velocity (Salimans and Ho 2022, section 4)
 ) -> torch.Tensor:  # scalar
     "Squared error of the noise plus a little of the bound (Nichol and Dhariwal 2021, equation 16)."
     t = torch.randint(schedule.n_steps, (len(x0),), generator=generator)
@@ -157,8 +158,9 @@ def diffusion_loss(
     given = drop_condition(*cond.shape, p_drop, generator).to(x0.device)
     out = model(q_sample(x0, eps, schedule.abar[t]), t.to(x0.device), cond, given)
     error, v = out[:, :x0.shape[1]] - eps, out[:, x0.shape[1]:]
-    bound = schedule.n_steps*vlb_term(schedule, t, error.detach(), v).mean()
-    return error.square().mean() + vlb_weight*bound
+    size = error.square()/per_example(schedule.abar[t].clamp(min=1e-5), x0) if velocity else error.square()
+    if not vlb_weight: return size.mean()
+    return size.mean() + vlb_weight*schedule.n_steps*vlb_term(schedule, t, error.detach(), v).mean()
 
 # %% ../nbs/30_diffusion_from_zero.ipynb #7f62dfa4
 class ToyDenoiser(nn.Module):
@@ -242,6 +244,7 @@ def train_diffusion(
     weight_decay: float = .01,  # of AdamW
     p_drop: float = .1,  # condition dropout
     vlb_weight: float = 1e-5,  # weight of the variational bound
+    velocity: bool = False,  # weigh errors like those of the velocity
     ema_decay: float = .999,  # of the moving average, per step
     seed: int = 111,  # order of the data, steps, noise and dropout
     resume: dict = None,  # a state to go on from; None starts afresh
@@ -261,7 +264,7 @@ def train_diffusion(
         epoch, i = divmod(step, per_epoch)
         shuffle = torch.Generator().manual_seed(1_000_003*(seed + 1) + epoch)
         rows = torch.randperm(len(x0), generator=shuffle)[i*batch_size:(i + 1)*batch_size].to(device)
-        loss = diffusion_loss(model, schedule, x0[rows], cond[rows], p_drop, vlb_weight, now.generator)
+        loss = diffusion_loss(model, schedule, x0[rows], cond[rows], p_drop, vlb_weight, now.generator, velocity)
         if not torch.isfinite(loss):
             raise NonFiniteLoss(f"loss is {loss.item()} at step {step + 1} (epoch {epoch}): expected a finite number, "
                                 "so try a smaller lr or check the scale of x0")
@@ -291,11 +294,14 @@ from .core import check_choice
 def timesteps(
     n_train: int,  # T, steps of the schedule
     n_steps: int,  # how many of them to take
+    last: int = None,  # where about to make the last call, 1 to T, if evenly spread ones would end higher
 ) -> list:  # n_steps falling step numbers, the first is T-1
-    "Evenly spread steps from the last one down: 'trailing' spacing, Lin et al. 2024, table 2."
+    "Evenly spread steps from the last one down: 'trailing' spacing, Lin et al. 2024, table 2; or crowded towards clean data."
     if not 1 <= n_steps <= n_train:
         raise ValueError(f"n_steps is {n_steps}: expected between 1 and {n_train}, the steps of the schedule")
-    return [round(n_train - i*n_train/n_steps) - 1 for i in range(n_steps)]
+    if last is not None and not 1 <= last <= n_train: raise ValueError(f"last is {last}: expected between 1 and {n_train}, or None")
+    power = max(1, math.log(n_train/last)/math.log(n_steps)) if last and n_steps > 1 else 1
+    return [round(n_train*((n_steps - i)/n_steps)**power) - 1 for i in range(n_steps)]
 
 # %% ../nbs/31_samplers.ipynb #9817bbc9
 def predict_x0(
@@ -371,6 +377,7 @@ def sample(
     given: torch.Tensor = None,  # bool like cond, which entries are given; all if None
     clip: float = None,  # keep the predicted clean data within +-clip; None: do not
     generator: torch.Generator = None,  # CPU generator; a seed then names the sample
+    last: int = None,  # where about to make the last call, if evenly spread ones would end higher
     path: bool = False,  # return the whole way, (n_steps + 1, b, c, ...), noise first
 ) -> torch.Tensor:  # (b, c, ...) new data
     "Draw data from a trained denoiser."
@@ -382,7 +389,7 @@ def sample(
                          f"expected both (b, k) or (m, b, k) with b = {shape[0]}")
     cond, given = (c if c.ndim == 3 else c[None] for c in (cond, given))
     draw = lambda: torch.randn(shape, generator=generator).to(cond.device)
-    steps = timesteps(schedule.n_steps, n_steps)
+    steps = timesteps(schedule.n_steps, n_steps, last)
     abar = torch.cat([schedule.abar[steps], torch.ones(1)])
     x, old, way = draw(), (None, None), []
     for t, a, a_next in zip(steps, abar, abar[1:]):

@@ -11,7 +11,7 @@ from policydiffusion.autoencoder import (Codes, CompactAutoencoder, CompactSetti
 from policydiffusion.core import DATA
 from policydiffusion.denoiser import RandomWaves, ResidualDenoiser
 from policydiffusion.generator import (Generator, LatentScale, Sampling, best_answers, compact_design, compact_diffusion, count_parts, propose, rehearsal_settings,
-                                       rehearse, take_decoder)
+                                       rehearse, smoothed, take_decoder)
 from policydiffusion.hypernetwork import LowRankDecoder, count_parameters, start_at_components
 from policydiffusion.policy import PolicySpec, act_torch, pack, unpack
 from policydiffusion.rollout import Evaluation
@@ -179,12 +179,48 @@ def test_proposals():
     assert ((z[2, :, 0] >= low - 1e-6) & (z[2, :, 0] <= high + 1e-6)).all() and (z[2, :, 0] != codes[:, 0]).all()
 
 
+def test_smoothing_is_the_posterior_of_a_gaussian_process():
+    "Against the closed form, in units of sigma; and blocks far apart do not matter to each other."
+    rng = np.random.default_rng(0)
+    z, sigma = torch.from_numpy(rng.normal(size=(60, 3))), torch.tensor([.1, .2, .4], dtype=torch.float64)
+    tried = Evaluation(rng.normal(size=60)*400 + 900, rng.uniform(size=(60, 2)), *[None]*3)
+    y = np.c_[tried.objective, tried.measures]
+    K = np.exp(-torch.cdist(z/sigma, z/sigma).numpy()/25)
+    want = y.mean(0) + K@np.linalg.solve(K + .3*np.eye(60), y - y.mean(0))
+    got = smoothed(tried, z, sigma, reach=25., noise=.3)
+    np.testing.assert_allclose(np.c_[got.objective, got.measures], want, rtol=1e-6)
+    far = torch.cat([z, z + torch.tensor([1e5, 0, 0])])
+    twice = replace(tried, objective=np.tile(tried.objective, 2), measures=np.tile(tried.measures, (2, 1)))
+    blocks = smoothed(twice, far, sigma, reach=25., noise=.3, block=60)
+    np.testing.assert_allclose(np.c_[blocks.objective, blocks.measures], np.tile(want, (2, 1)), rtol=1e-6)
+
+
+def test_smoothing_takes_noise_away():
+    "Labels of a smooth function with noise: nearer to the truth after than before."
+    rng = np.random.default_rng(1)
+    z = rng.uniform(-40, 40, (600, 2)); truth = np.sin(z/30)
+    tried = Evaluation(truth.sum(1) + .2*rng.normal(size=600), truth + .2*rng.normal(size=(600, 2)), *[None]*3)
+    after = smoothed(tried, torch.from_numpy(z), torch.ones(2))
+    assert np.abs(after.measures - truth).mean() < .6*np.abs(tried.measures - truth).mean()
+
+
 def test_best_answers_by_hand():
     tried = Evaluation(np.float32([1, 7, 3, 9]), np.float32([[.1, .1], [.15, .1], [.8, .8], [.5, .5]]), *[None]*3)
     asked = np.float32([[.1, .1], [.9, .9], [.28, .3]])
-    assert best_answers(tried, asked, among=1).tolist() == [0, 2, 1]
-    assert best_answers(tried, asked, among=2).tolist() == [1, 3, 1]
-    assert best_answers(tried, asked, among=4).tolist() == [3, 3, 3]
+    assert best_answers(tried, asked, premium=0).tolist() == [0, 2, 1]
+    assert best_answers(tried, np.float32([[.1, .1], [.11, .1]]), premium=0).tolist() == [0, 1]  # alone, the second would take 0
+    assert best_answers(tried, asked[:1], premium=.1).tolist() == [1]  # .05 farther, but 1.9 standard deviations better paid
+    assert len(set(best_answers(tried, np.zeros((4, 2)), premium=0))) == 4
+
+
+def test_best_answers_cost_least():
+    "Against all permutations."
+    from itertools import permutations
+    rng = np.random.default_rng(2)
+    tried, asked = Evaluation(rng.normal(size=6), rng.uniform(size=(6, 2)), *[None]*3), rng.uniform(size=(4, 2))
+    cost = np.linalg.norm(asked[:, None] - tried.measures, axis=-1) - .1*tried.objective/tried.objective.std()
+    total = lambda rows: sum(cost[i, r] for i, r in enumerate(rows))
+    assert np.isclose(total(best_answers(tried, asked, premium=.1)), min(map(total, permutations(range(6), 4))))
 
 
 def test_generator_of_ours_from_file(rows, tmp_path):

@@ -1,6 +1,7 @@
 "Diffusion against known answers: diffusers, torch.distributions, closed forms, and itself after being killed."
 import math
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
@@ -133,6 +134,29 @@ def test_timesteps_begin_at_the_last_step_and_spread(n):
     steps = timesteps(60, n)
     gaps = [a - b for a, b in zip(steps, steps[1:] + [-1])]
     assert steps[0] == 59 and len(steps) == n and min(gaps) >= 1 and max(gaps) - min(gaps) <= 1
+
+
+@pytest.mark.parametrize('n, last', [(2, 24), (3, 24), (5, 24), (10, 6), (20, 1)])
+def test_timesteps_crowd_towards_clean_data(n, last):
+    "The first call sees pure noise, the last one happens where it was asked for, and the gaps shrink."
+    steps = timesteps(600, n, last)
+    gaps = -np.diff(steps)
+    assert steps[0] == 599 and abs(steps[-1] + 1 - last) <= 1 and (gaps > 0).all() and (np.diff(gaps) <= 1).all()
+    assert timesteps(600, n, 600) == timesteps(600, n) and timesteps(600, 1, last) == [599]
+
+
+@pytest.mark.parametrize('last', [0, 601])
+def test_last_step_out_of_range(last):
+    with pytest.raises(ValueError, match=f'last is {last}: expected between 1 and 600'): timesteps(600, 3, last)
+
+
+def test_velocity_loss_is_the_squared_error_of_the_velocity():
+    "A network that says nothing, behind the noise skip, errs by v itself: 1 on average for data of unit variance."
+    x0 = torch.randn(200_000, 1, generator=gen(0))
+    silent = NoiseSkip(SCHEDULE)
+    model = lambda x, t, cond, given: silent(torch.zeros(len(x), 2), x, t)
+    loss = diffusion_loss(model, SCHEDULE, x0, torch.zeros(len(x0), 0), vlb_weight=0., generator=gen(1), velocity=True)
+    assert abs(loss - 1) < .01
 
 
 @pytest.mark.parametrize('n', (0, 601))
