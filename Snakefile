@@ -9,7 +9,7 @@ RUNS = {  # the seeds of every method that is trained at each scale
     'smoke': {'ours': SEEDS[:1], 'paper': SEEDS[:1]},
     'laptop': {'ours': SEEDS, 'paper': SEEDS[:2]},
     'paper': {'ours': SEEDS, 'paper': SEEDS}}
-MINUTES = {'dataset': 2, 'autoencoder': 3, 'diffusion': 3, 'behaviour': 1, 'rehearsal': 2, 'metrics': 1, '53_fig4_epochs': 3}  # at laptop scale on 2 cores; .5 for the others
+MINUTES = {'dataset': 2, 'autoencoder': 3, 'diffusion': 3, 'behaviour': 1, 'rehearsal': 2, 'small_denoiser': 1, 'metrics': 1, '53_fig4_epochs': 1, 'baselines': 20}  # at laptop scale on 2 cores; .5 for the others
 # log lines of papermill and of the kernel that say nothing about the run
 CHATTER = 'IPKernelApp|(Input|Output) Notebook: |Executing notebook with|(Executing|Ending) Cell|<Figure size|Black is not installed|^$'
 
@@ -149,7 +149,7 @@ rule behaviour:
 
 rule rehearsal:
     input: rules.behaviour.input, rules.behaviour.output
-    output: multiext('artifacts/{scale}/{task}/{method}-{seed}/', 'generator.safetensors', 'latents.safetensors')
+    output: multiext('artifacts/{scale}/{task}/{method}-{seed}/', 'answers.safetensors', 'latents.safetensors')
     wildcard_constraints: method='ours[a-z_]*'
     log: 'runs/{scale}/{task}/{method}-{seed}/36_rehearsal.ipynb'
     benchmark: 'artifacts/{scale}/{task}/{method}-{seed}/times/36_rehearsal.tsv'
@@ -157,6 +157,17 @@ rule rehearsal:
     threads: 2
     resources: **cost()
     shell: notebook('36_rehearsal', 'task', 'scale', 'method', 'seed')
+
+rule small_denoiser:
+    input: rules.behaviour.input, rules.behaviour.output, rules.rehearsal.output[0]
+    output: 'artifacts/{scale}/{task}/{method}-{seed}/generator.safetensors'
+    wildcard_constraints: method='ours[a-z_]*'
+    log: 'runs/{scale}/{task}/{method}-{seed}/37_small_denoiser.ipynb'
+    benchmark: 'artifacts/{scale}/{task}/{method}-{seed}/times/37_small_denoiser.tsv'
+    message: says('small_denoiser', RUN)
+    threads: 1
+    resources: **cost()
+    shell: notebook('37_small_denoiser', 'task', 'scale', 'method', 'seed')
 
 rule metrics:
     input: rules.dataset.output[1], 'artifacts/{scale}/{task}/{method}-{seed}/generator.safetensors'
@@ -181,9 +192,28 @@ for name, (reads, parameters) in FIGURES.items():
         resources: mem_mb=2000, runtime=60
         shell: notebook('{rule}', given='{params.given}')
 
+rule baselines:
+    input: rules.dataset.output, 'artifacts/{scale}/{task}/ours-{seed}/answers.safetensors', 'artifacts/{scale}/{task}/ours-{seed}/generator.safetensors'
+    output: touch('artifacts/{scale}/{task}/drawn/42_baselines-{seed}')
+    log: 'runs/{scale}/{task}/42_baselines-{seed}.ipynb'
+    benchmark: 'artifacts/{scale}/{task}/times/42_baselines-{seed}.tsv'
+    message: says('baselines', '{wildcards.task} {wildcards.seed}')
+    threads: 2
+    resources: **cost()
+    shell: notebook('42_baselines', 'task', 'scale', 'seed')
+
+TABLES = ' '.join(f'-r {k} {v}' for k, v in dict(LISTS, scale=SCALE).items())
+
+rule with_baselines:  # what simpler methods do with as many numbers; not part of the main job
+    input: [f'artifacts/{SCALE}/{task}/drawn/42_baselines-{seed}' for task in TASKS for seed in RUNS[SCALE]['ours'][:2]]
+    log: f'runs/{SCALE}/baselines_tables.ipynb'
+    params: given=TABLES
+    message: 'the tables once more, with baselines'
+    shell: notebook('58_tables', given='{params.given}')
+
 rule paper_full:  # the paper's models at their full size, once; not part of the main job
     input: [f'artifacts/{SCALE}/{task}/results/paper_full-{SEEDS[0]}-metrics.csv' for task in TASKS]
     log: f'runs/{SCALE}/paper_full_tables.ipynb'
-    params: given=' '.join(f'-r {k} {v}' for k, v in dict(LISTS, scale=SCALE).items())
+    params: given=TABLES
     message: 'the tables once more, with paper_full'
     shell: notebook('58_tables', given='{params.given}')

@@ -10,8 +10,8 @@ from policydiffusion.autoencoder import (Codes, CompactAutoencoder, CompactSetti
                                          save_checkpoint, save_compact, start_training, toy_archive, train_autoencoder, with_neighbours)
 from policydiffusion.core import DATA
 from policydiffusion.denoiser import RandomWaves, ResidualDenoiser
-from policydiffusion.generator import (Generator, LatentScale, Sampling, best_answers, compact_design, compact_diffusion, count_parts, propose, rehearsal_settings,
-                                       rehearse, smoothed, take_decoder)
+from policydiffusion.generator import (Generator, LatentScale, Sampling, best_answers, compact_design, compact_diffusion, count_parts, pooled, propose,
+                                       rehearsal_settings, rehearse, smoothed, take_decoder, try_again)
 from policydiffusion.hypernetwork import LowRankDecoder, count_parameters, start_at_components
 from policydiffusion.policy import PolicySpec, act_torch, pack, unpack
 from policydiffusion.rollout import Evaluation
@@ -185,13 +185,13 @@ def test_smoothing_is_the_posterior_of_a_gaussian_process():
     z, sigma = torch.from_numpy(rng.normal(size=(60, 3))), torch.tensor([.1, .2, .4], dtype=torch.float64)
     tried = Evaluation(rng.normal(size=60)*400 + 900, rng.uniform(size=(60, 2)), *[None]*3)
     y = np.c_[tried.objective, tried.measures]
-    K = np.exp(-torch.cdist(z/sigma, z/sigma).numpy()/25)
-    want = y.mean(0) + K@np.linalg.solve(K + .3*np.eye(60), y - y.mean(0))
-    got = smoothed(tried, z, sigma, reach=25., noise=.3)
+    K, episodes = np.exp(-torch.cdist(z/sigma, z/sigma).numpy()/25), rng.integers(1, 6, 60)
+    want = y.mean(0) + K@np.linalg.solve(K + np.diag(.3/episodes), y - y.mean(0))
+    got = smoothed(tried, z, sigma, episodes, reach=25., noise=.3)
     np.testing.assert_allclose(np.c_[got.objective, got.measures], want, rtol=1e-6)
     far = torch.cat([z, z + torch.tensor([1e5, 0, 0])])
     twice = replace(tried, objective=np.tile(tried.objective, 2), measures=np.tile(tried.measures, (2, 1)))
-    blocks = smoothed(twice, far, sigma, reach=25., noise=.3, block=60)
+    blocks = smoothed(twice, far, sigma, np.tile(episodes, 2), reach=25., noise=.3, block=60)
     np.testing.assert_allclose(np.c_[blocks.objective, blocks.measures], np.tile(want, (2, 1)), rtol=1e-6)
 
 
@@ -200,7 +200,7 @@ def test_smoothing_takes_noise_away():
     rng = np.random.default_rng(1)
     z = rng.uniform(-40, 40, (600, 2)); truth = np.sin(z/30)
     tried = Evaluation(truth.sum(1) + .2*rng.normal(size=600), truth + .2*rng.normal(size=(600, 2)), *[None]*3)
-    after = smoothed(tried, torch.from_numpy(z), torch.ones(2))
+    after = smoothed(tried, torch.from_numpy(z), torch.ones(2), np.full(600, 2))
     assert np.abs(after.measures - truth).mean() < .6*np.abs(tried.measures - truth).mean()
 
 
@@ -221,6 +221,34 @@ def test_best_answers_cost_least():
     cost = np.linalg.norm(asked[:, None] - tried.measures, axis=-1) - .1*tried.objective/tried.objective.std()
     total = lambda rows: sum(cost[i, r] for i, r in enumerate(rows))
     assert np.isclose(total(best_answers(tried, asked, premium=.1)), min(map(total, permutations(range(6), 4))))
+
+
+def test_pooling_gives_the_mean_of_all_episodes():
+    rng = np.random.default_rng(3)
+    seen = [rng.normal(size=(n, 3)) for n in (2, 5, 2, 7)]  # episodes of four latents: objective, measure, length
+    mean = lambda some: Evaluation(*(np.array([e[:, i].mean() for e in some]) if i != 1 else np.array([[e[:, 1].mean()] for e in some]) for i in range(3)), None, None)
+    first, rows = [e[:2] for e in seen], np.array([3, 1])
+    for more in (1, 3):
+        tried, episodes = pooled(mean(first), np.full(4, 2), rows, mean([seen[i][2:2 + more] for i in rows]), more)
+        want = mean([e[:2 + more] if i in rows else e[:2] for i, e in enumerate(seen)])
+        for name in ('objective', 'measures', 'length'): np.testing.assert_allclose(getattr(tried, name), getattr(want, name))
+        assert episodes.tolist() == [2, 2 + more, 2, 2 + more]
+
+
+def test_trying_again_unmasks_the_lucky(monkeypatch):
+    "Of two latents that looked alike, the one that had been lucky gives way after further episodes."
+    from policydiffusion import generator
+    from policydiffusion.archive import made_up_archive
+    archive = made_up_archive(n=2)
+    archive = replace(archive, measures=np.float32([[.2, .2], [.8, .8]]))
+    truth = np.float32([[.6, .6], [.25, .2], [.8, .8]])
+    z, sigma = 1e6*torch.eye(3), torch.ones(3)  # too far apart to tell about each other
+    tried, episodes = Evaluation(np.ones(3), np.float32([[.2, .2], [.25, .2], [.8, .8]]), np.ones(3), None, None), np.full(3, 2)
+    monkeypatch.setattr(generator, 'rehearse', lambda model, archive, z, settings, seed: Evaluation(np.ones(len(z)), truth[z.argmax(1)], np.ones(len(z)), None, None))
+    settings = replace(rehearsal_settings('smoke'), episodes=2)
+    assert best_answers(smoothed(tried, z, sigma, episodes), archive.measures).tolist() == [0, 2]
+    tried, episodes = try_again(None, archive, z, sigma, tried, episodes, settings, seed=0)
+    assert episodes.tolist() == [4, 2, 4] and best_answers(smoothed(tried, z, sigma, episodes), archive.measures).tolist() == [1, 2]
 
 
 def test_generator_of_ours_from_file(rows, tmp_path):
