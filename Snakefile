@@ -2,6 +2,7 @@
 #   snakemake --cores 2 --config scale=laptop tasks="walker2d"
 import shutil, sys
 from policydiffusion.archive import Archive
+from policydiffusion.autoencoder import COMPACT_SIZES
 from policydiffusion.core import SCALES, SEEDS, check_choice
 from policydiffusion.tasks import get_task
 
@@ -9,7 +10,7 @@ RUNS = {  # the seeds of every method that is trained at each scale
     'smoke': {'ours': SEEDS[:1], 'paper': SEEDS[:1]},
     'laptop': {'ours': SEEDS, 'paper': SEEDS[:2]},
     'paper': {'ours': SEEDS, 'paper': SEEDS}}
-MINUTES = {'dataset': 2, 'autoencoder': 3, 'diffusion': 3, 'behaviour': 1, 'rehearsal': 2, 'small_denoiser': 1, 'metrics': 1, '53_fig4_epochs': 1, 'baselines': 20}  # at laptop scale on 2 cores; .5 for the others
+MINUTES = {'dataset': 2, 'autoencoder': 3, 'diffusion': 3, 'behaviour': 1, 'rehearsal': 2, 'small_denoiser': 1, 'metrics': 1, '53_fig4_epochs': 1, 'baselines': 20, 'held_out': 10}  # at laptop scale on 2 cores; .5 for the others
 # log lines of papermill and of the kernel that say nothing about the run
 CHATTER = 'IPKernelApp|(Input|Output) Notebook: |Executing notebook with|(Executing|Ending) Cell|<Figure size|Black is not installed|^$'
 
@@ -200,16 +201,37 @@ rule baselines:
     message: says('baselines', '{wildcards.task} {wildcards.seed}')
     threads: 2
     resources: **cost()
-    shell: notebook('42_baselines', 'task', 'scale', 'seed')
+    shell: notebook('42_baselines', 'task', 'scale', 'seed', torch_threads='{threads}')
 
 TABLES = ' '.join(f'-r {k} {v}' for k, v in dict(LISTS, scale=SCALE).items())
 
-rule with_baselines:  # what simpler methods do with as many numbers; not part of the main job
-    input: [f'artifacts/{SCALE}/{task}/drawn/42_baselines-{seed}' for task in TASKS for seed in RUNS[SCALE]['ours'][:2]]
-    log: f'runs/{SCALE}/baselines_tables.ipynb'
+rule held_out:
+    input: rules.dataset.output, 'artifacts/{scale}/{task}/ours-{seed}/generated.safetensors'
+    output: touch('artifacts/{scale}/{task}/drawn/43_lookup-{seed}')
+    log: 'runs/{scale}/{task}/43_lookup-{seed}.ipynb'
+    benchmark: 'artifacts/{scale}/{task}/times/43_lookup-{seed}.tsv'
+    message: says('held_out', '{wildcards.task} {wildcards.seed}')
+    threads: 2
+    resources: **cost()
+    shell: notebook('43_lookup', 'task', 'scale', 'seed', torch_threads='{threads}')
+
+rule baselines_tables:
+    input:
+        [f'artifacts/{SCALE}/{task}/drawn/42_baselines-{seed}' for task in TASKS for seed in RUNS[SCALE]['ours'][:2]],
+        [f'artifacts/{SCALE}/{task}/results/{size}-{SEEDS[0]}-metrics.csv' for task in TASKS for size in COMPACT_SIZES],
+        [f'artifacts/{SCALE}/{task}/drawn/43_lookup-{SEEDS[0]}' for task in TASKS]
+    output: touch(f'artifacts/{SCALE}/drawn/58_tables_with_baselines')
+    log: f'runs/{SCALE}/58_tables_with_baselines.ipynb'
     params: given=TABLES
     message: 'the tables once more, with baselines'
     shell: notebook('58_tables', given='{params.given}')
+
+rule with_baselines:  # what simpler methods do with as many numbers, and ours with fewer; not part of the main job
+    input: rules.baselines_tables.output
+    log: f'runs/{SCALE}/54_frontier.ipynb'
+    params: given=f'-r scale {SCALE} -r task {TASKS[0]}'
+    message: says('54_frontier', TASKS[0])
+    shell: notebook('54_frontier', given='{params.given}')
 
 rule paper_full:  # the paper's models at their full size, once; not part of the main job
     input: [f'artifacts/{SCALE}/{task}/results/paper_full-{SEEDS[0]}-metrics.csv' for task in TASKS]
