@@ -155,7 +155,7 @@ rule rehearsal:
     log: 'runs/{scale}/{task}/{method}-{seed}/36_rehearsal.ipynb'
     benchmark: 'artifacts/{scale}/{task}/{method}-{seed}/times/36_rehearsal.tsv'
     message: says('rehearsal', RUN)
-    threads: 2
+    threads: 1
     resources: **cost()
     shell: notebook('36_rehearsal', 'task', 'scale', 'method', 'seed')
 

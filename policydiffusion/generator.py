@@ -465,10 +465,10 @@ class RehearsalSettings:
     "How much is tried, and what is kept."
     copies: int = 5  # proposals for each policy of the archive
     episodes: int = 2  # of each proposal, and of each answer in a further round
-    rounds: int = 5  # further rounds, each with the answers chosen so far
+    rounds: int = 3  # further rounds, each with the answers chosen so far
     horizon: int = 1000  # steps of an episode
     spread: float = 1.  # noise of the proposals, in units of the decoder's
-    premium: float = .018  # measure error that is borne for one standard deviation of the objective more
+    premium: float = .015  # measure error that is borne for one standard deviation of the objective more
     batch: int = 1024  # policies in one compiled call
 
 # %% ../nbs/36_rehearsal.ipynb #466654eb
@@ -517,7 +517,7 @@ def smoothed(
 def best_answers(
     tried: Evaluation,  # of m latents, at least n
     asked: np.ndarray,  # (n, k) behaviours
-    premium: float = .018,  # measure error that is borne for one standard deviation of the objective more
+    premium: float = .015,  # measure error that is borne for one standard deviation of the objective more
 ) -> np.ndarray:  # (n,) index of the latent that answers each, all different
     "For each behaviour a latent of its own: close to what was asked, and well paid."
     worth = premium*tried.objective/max(tried.objective.std(), 1e-6)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from policydiffusion.archive import made_up_archive
-from policydiffusion.baselines import CodeBook, CodeRegression, CodeVAE, ConditionedPolicy, ConditionNetwork, StoredElites, count, fit, quantise
+from policydiffusion.baselines import CodeBook, CodeRegression, CodeVAE, ConditionedPolicy, ConditionNetwork, StoredElites, fit, quantise
+from policydiffusion.hypernetwork import count_parameters
 from policydiffusion.policy import PolicySpec, act_torch
 
 ARCHIVE = made_up_archive(n=60)
@@ -57,7 +58,7 @@ def test_regression_learns_a_smooth_map_and_averages_two_answers():
     z = torch.stack([ask.sum(1), ask[:, 0] - 3*ask[:, 1]], 1)
     learned = CodeRegression(lambda z: z, 10, z, ask, torch.tensor([1., 2.]), n_steps=600)
     np.testing.assert_allclose(learned.answer(ask.numpy()), z, atol=.15)
-    assert learned.n_params == 10 + count(learned.network) + 4
+    assert learned.n_params == 10 + count_parameters(learned.network) + 4
     one, two = torch.full((100, 2), .5), torch.cat([torch.full((50, 1), -1.), torch.full((50, 1), 1.)])
     assert abs(CodeRegression(lambda z: z, 0, two, one, torch.ones(1), n_steps=200).answer(one[:1].numpy())).max() < .1
 
