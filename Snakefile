@@ -10,7 +10,7 @@ RUNS = {  # the seeds of every method that is trained at each scale
     'smoke': {'ours': SEEDS[:1], 'paper': SEEDS[:1]},
     'laptop': {'ours': SEEDS, 'paper': SEEDS[:2]},
     'paper': {'ours': SEEDS, 'paper': SEEDS}}
-MINUTES = {'dataset': 2, 'autoencoder': 3, 'diffusion': 3, 'behaviour': 1, 'rehearsal': 2, 'small_denoiser': 1, 'metrics': 1, '53_fig4_epochs': 1, 'baselines': 20, 'held_out': 10}  # at laptop scale on 2 cores; .5 for the others
+MINUTES = {'dataset': 2, 'autoencoder': 3, 'diffusion': 3, 'behaviour': 1, 'rehearsal': 2, 'small_denoiser': 1, 'metrics': 1, '53_fig4_epochs': 1, 'baselines': 20, 'held_out': 10, 'ablation': 5}  # at laptop scale on 2 cores; .5 for the others
 # log lines of papermill and of the kernel that say nothing about the run
 CHATTER = 'IPKernelApp|(Input|Output) Notebook: |Executing notebook with|(Executing|Ending) Cell|<Figure size|Black is not installed|^$'
 
@@ -232,6 +232,29 @@ rule with_baselines:  # what simpler methods do with as many numbers, and ours w
     params: given=f'-r scale {SCALE} -r task {TASKS[0]}'
     message: says('54_frontier', TASKS[0])
     shell: notebook('54_frontier', given='{params.given}')
+
+STUDIES = 'kl', 'hidden', 'centring', 'latent', 'behaviour', 'guidance', 'steps'  # of chapter 44
+
+rule ablation:
+    input:
+        rules.dataset.output,
+        lambda wildcards: [f'artifacts/{wildcards.scale}/{wildcards.task}/{method}-{wildcards.seed}/generator.safetensors'
+                           for method in ('ours', 'paper') if wildcards.study in ('guidance', 'steps')]
+    output: touch('artifacts/{scale}/{task}/drawn/44_ablations-{study}-{seed}')
+    wildcard_constraints: study='|'.join(STUDIES)
+    log: 'runs/{scale}/{task}/44_ablations-{study}-{seed}.ipynb'
+    benchmark: 'artifacts/{scale}/{task}/times/44_ablations-{study}-{seed}.tsv'
+    message: says('ablation', '{wildcards.task} {wildcards.study}-{wildcards.seed}')
+    threads: 1
+    resources: **cost()
+    shell: notebook('44_ablations', 'task', 'scale', 'study', 'seed')
+
+rule with_ablations:  # one knob at a time; not part of the main job
+    input: [f'artifacts/{SCALE}/{task}/drawn/44_ablations-{study}-{seed}' for task in TASKS for study in STUDIES for seed in SEEDS[:2]]
+    log: f'runs/{SCALE}/59_ablations.ipynb'
+    params: given=f'-r scale {SCALE} -r task {TASKS[0]}'
+    message: says('59_ablations', TASKS[0])
+    shell: notebook('59_ablations', given='{params.given}')
 
 rule paper_full:  # the paper's models at their full size, once; not part of the main job
     input: [f'artifacts/{SCALE}/{task}/results/paper_full-{SEEDS[0]}-metrics.csv' for task in TASKS]
