@@ -510,7 +510,7 @@ class CompactSettings:
 
 # %% ../nbs/23_behaviour_loss.ipynb #ddcf5ce4
 COMPACT_SIZES = {  # method to the shape of a latent and the directions of each layer
-    'ours_tiny': ((8,), (4, 2, 4)), 'ours_small': ((12,), (8, 4, 8)), 'ours': ((16,), (16, 8, 16)), 'ours_large': ((24,), (32, 16, 32))}
+    'ours_tiny': ((8,), (4, 2, 4)), 'ours_small': ((12,), (8, 4, 8)), 'ours': ((16,), (16, 8, 16)), 'ours_large': ((32,), (32, 16, 32))}
 
 # %% ../nbs/23_behaviour_loss.ipynb #f733471a
 def compact_settings(
