@@ -6,7 +6,7 @@
 __all__ = ['StoredElites', 'CodeBook', 'ConditionNetwork', 'fit', 'CodeRegression', 'CodeVAE', 'ConditionedPolicy', 'quantise']
 
 # %% ../nbs/42_baselines.ipynb #f389d21c
-import lzma, math
+import lzma
 import numpy as np
 import torch
 from sklearn.neighbors import NearestNeighbors

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from .archive import Archive
 from .generator import Generator
-from .policy import OBS_CLIP, PolicySpec, unpack
-from .rollout import REWARD_CAP
+from .policy import PolicySpec, unpack
+from .rollout import REWARD_CAP, _act, _sane
 from .tasks import make_env
 
 # %% ../nbs/41_compose.ipynb #6088c554
@@ -39,24 +39,17 @@ def _play(task, spec, block, blend, poses, rows, before, starts, obs_mean, obs_s
     "Lanes act block after block; rows and before (blocks, lanes, P), starts (blocks,) whether a block begins a segment."
     env = make_env(task)
 
-    def act(layers, obs):
-        h = jnp.clip((obs - obs_mean)/obs_std, -OBS_CLIP, OBS_CLIP)
-        *hidden, (W, b) = layers
-        for V, c in hidden: h = jnp.tanh(jnp.einsum('lo,loh->lh', h, V) + c)
-        return jnp.einsum('lo,loh->lh', h, W) + b
-
     def one_block(carry, x):
         now, old, starts = unpack(spec, x[0]), unpack(spec, x[1]), x[2]
 
         def step(carry, t):
             state, going = carry
-            action = act(now, state.obs).clip(-1, 1)
+            action = _act(now, obs_mean, obs_std, state.obs).clip(-1, 1)
             if blend:
                 share = jnp.where(starts, jnp.minimum(1, (t + 1)/(blend + 1)), 1.)
-                action = share*action + (1 - share)*act(old, state.obs).clip(-1, 1)
+                action = share*action + (1 - share)*_act(old, obs_mean, obs_std, state.obs).clip(-1, 1)
             state, measures = jax.vmap(env.step)(state, action)
-            sane = jnp.isfinite(state.reward) & jnp.isfinite(state.obs).all(-1)
-            counts = going & sane
+            counts = going & _sane(state, state.reward)
             seen = (measures, jnp.where(counts, jnp.clip(state.reward, -REWARD_CAP, REWARD_CAP), 0), counts)
             body = state.pipeline_state.x
             return (state, counts & (state.done < .5)), seen + ((body.pos, body.rot) if poses else ())
@@ -84,6 +77,7 @@ def play(
         raise ValueError(f"params has shape {params.shape}: expected (n, {len(steps)}, {spec.n_params}), a policy for each of the steps {tuple(steps)}")
     if min(steps) < 1: raise ValueError(f"steps is {tuple(steps)}: expected at least 1 everywhere")
     block = gcd(*steps)
+    if blend > block: raise ValueError(f"blend is {blend}: expected at most {block}, the greatest common divisor of the steps {tuple(steps)}")
     which = np.repeat(np.arange(len(steps)), [s//block for s in steps])  # the policy of each block
     starts = np.r_[False, which[1:] != which[:-1]]
     n = len(params)
@@ -92,7 +86,7 @@ def play(
     parts = []
     for i in range(0, len(jobs), lanes):
         mine = params[jobs[i:i + lanes]//n_episodes].swapaxes(0, 1)
-        out = _play(task, spec, block, min(blend, block), poses, mine[which], mine[np.maximum(which - 1, 0)], starts,
+        out = _play(task, spec, block, blend, poses, mine[which], mine[np.maximum(which - 1, 0)], starts,
                     jnp.asarray(obs_mean, jnp.float32), jnp.asarray(obs_std, jnp.float32), keys[i:i + lanes])
         parts.append([np.moveaxis(np.asarray(x).reshape((-1,) + x.shape[2:]), 1, 0) for x in out])  # (lanes, T, ...)
     whole = [np.concatenate(p)[:n*n_episodes] for p in zip(*parts)]

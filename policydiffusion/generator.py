@@ -436,7 +436,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import Matern
 
 # %% ../nbs/36_rehearsal.ipynb #781cd2c3
-from .autoencoder import CompactAutoencoder, CompactSettings
+from .autoencoder import CompactAutoencoder
 from .core import progress
 from .rollout import Evaluation, evaluate
 

@@ -78,3 +78,4 @@ def test_compose_plays_what_was_generated():
 def test_bad_sequences_are_refused():
     with pytest.raises(ValueError, match=r'params has shape \(1, 2, 5702\): expected \(n, 3, 5702\)'): play('walker2d', ARCHIVE.spec, np.stack([A, B])[None], *NORM, (1, 2, 3))
     with pytest.raises(ValueError, match='expected at least 1 everywhere'): play('walker2d', ARCHIVE.spec, np.stack([A, B])[None], *NORM, (5, 0))
+    with pytest.raises(ValueError, match='blend is 5: expected at most 4'): play('walker2d', ARCHIVE.spec, np.stack([A, B])[None], *NORM, (4, 8), blend=5)
