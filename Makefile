@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 figures_goal = all
-.PHONY: help install figures paper-full baselines ablations test in-step notebooks units
+.PHONY: help install figures paper-full baselines ablations steering test in-step notebooks units
 
 TASKS ?= walker2d
 SCALE ?= laptop
@@ -20,6 +20,7 @@ help:
 	@echo 'make figures   train, generate, roll out, draw: TASKS="walker2d ..." SCALE=laptop|smoke|paper CORES=2'
 	@echo 'make paper-full  the same models at the size of the paper: half an hour more for a row of the tables'
 	@echo 'make baselines what simpler methods do with as many numbers: an hour more for their rows of the tables'
+	@echo 'make steering  sequences, several wishes at once, and words: a quarter of an hour more'
 	@echo 'make ablations one knob at a time, two seeds each: an hour more'
 	@echo 'make test      notebooks and library in step, every notebook at smoke scale, pytest'
 	@echo 'make install   only the virtual environment, which the others make when it is needed'
@@ -42,7 +43,8 @@ figures: $(STAMP)
 paper-full: figures_goal = paper_full
 baselines: figures_goal = with_baselines
 ablations: figures_goal = with_ablations
-paper-full baselines ablations: figures
+steering: figures_goal = with_steering
+paper-full baselines ablations steering: figures
 
 test: in-step notebooks units
 

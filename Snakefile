@@ -1,16 +1,18 @@
 # From archives to tables and figures: every rule runs one notebook. Start it with `make figures`, or by hand:
 #   snakemake --cores 2 --config scale=laptop tasks="walker2d"
 import shutil, sys
+from pathlib import Path
 from policydiffusion.archive import Archive
 from policydiffusion.autoencoder import COMPACT_SIZES
 from policydiffusion.core import SCALES, SEEDS, check_choice
+from policydiffusion.language import PREDICATES
 from policydiffusion.tasks import get_task
 
 RUNS = {  # the seeds of every method that is trained at each scale
     'smoke': {'ours': SEEDS[:1], 'paper': SEEDS[:1]},
     'laptop': {'ours': SEEDS, 'paper': SEEDS[:2]},
     'paper': {'ours': SEEDS, 'paper': SEEDS}}
-MINUTES = {'dataset': 2, 'autoencoder': 3, 'diffusion': 3, 'behaviour': 1, 'rehearsal': 2, 'small_denoiser': 1, 'metrics': 1, '53_fig4_epochs': 1, 'baselines': 20, 'held_out': 10, 'ablation': 5}  # at laptop scale on 2 cores; .5 for the others
+MINUTES = {'dataset': 2, 'autoencoder': 3, 'diffusion': 3, 'behaviour': 1, 'rehearsal': 2, 'small_denoiser': 1, 'metrics': 1, '53_fig4_epochs': 1, 'baselines': 20, 'held_out': 10, 'ablation': 5, 'language': 8, 'sequences': 6, 'combine': 4, '52_fig3_prompts': 1}  # at laptop scale on 2 cores; .5 for the others
 # log lines of papermill and of the kernel that say nothing about the run
 CHATTER = 'IPKernelApp|(Input|Output) Notebook: |Executing notebook with|(Executing|Ending) Cell|<Figure size|Black is not installed|^$'
 
@@ -232,6 +234,64 @@ rule with_baselines:  # what simpler methods do with as many numbers, and ours w
     params: given=f'-r scale {SCALE} -r task {TASKS[0]}'
     message: says('54_frontier', TASKS[0])
     shell: notebook('54_frontier', given='{params.given}')
+
+TALKING = [task for task in TASKS if task in PREDICATES]  # tasks of which somebody has decided what can be said
+
+rule language:
+    input: rules.dataset.output, 'artifacts/{scale}/{task}/ours-{seed}/answers.safetensors', 'artifacts/{scale}/{task}/ours-{seed}/generator.safetensors'
+    output: 'artifacts/{scale}/{task}/ours-{seed}/text_generator.safetensors'
+    log: 'runs/{scale}/{task}/ours-{seed}/35_language.ipynb'
+    benchmark: 'artifacts/{scale}/{task}/ours-{seed}/times/35_language.tsv'
+    message: says('language', '{wildcards.task} {wildcards.seed}')
+    threads: 1
+    resources: **cost()
+    shell: notebook('35_language', 'task', 'scale', 'seed')
+
+rule sequences:
+    input: 'artifacts/{scale}/{task}/ours-{seed}/generator.safetensors'
+    output: 'artifacts/{scale}/{task}/ours-{seed}/sequence.safetensors'
+    log: 'runs/{scale}/{task}/ours-{seed}/41_compose.ipynb'
+    benchmark: 'artifacts/{scale}/{task}/ours-{seed}/times/41_compose.tsv'
+    message: says('sequences', '{wildcards.task} {wildcards.seed}')
+    threads: 1
+    resources: **cost()
+    shell: notebook('41_compose', 'task', 'scale', 'seed')
+
+rule combine:
+    input: rules.dataset.output, 'artifacts/{scale}/{task}/ours-{seed}/answers.safetensors', 'artifacts/{scale}/{task}/ours-{seed}/generator.safetensors'
+    output: touch('artifacts/{scale}/{task}/drawn/45_combine-{seed}')
+    log: 'runs/{scale}/{task}/ours-{seed}/45_combine.ipynb'
+    benchmark: 'artifacts/{scale}/{task}/ours-{seed}/times/45_combine.tsv'
+    message: says('combine', '{wildcards.task} {wildcards.seed}')
+    threads: 1
+    resources: **cost()
+    shell: notebook('45_combine', 'task', 'scale', 'seed')
+
+STEERING = {  # figure: what it reads
+    '51_fig2_sequences': f'artifacts/{SCALE}/{TASKS[0]}/ours-{SEEDS[0]}/sequence.safetensors',
+    **({'52_fig3_prompts': f'artifacts/{SCALE}/{TALKING[0]}/ours-{SEEDS[0]}/text_generator.safetensors'} if TALKING else {})}
+
+for name, reads in STEERING.items():
+    rule:
+        name: name
+        input: reads
+        output: touch(f'artifacts/{SCALE}/drawn/{name}')
+        log: f'runs/{SCALE}/{name}.ipynb'
+        benchmark: f'artifacts/{SCALE}/drawn/times/{name}.tsv'
+        params: given=f'-r scale {SCALE} -r task {Path(reads).parts[2]} -p seed {SEEDS[0]}'
+        message: says(name, Path(reads).parts[2])
+        shell: notebook('{rule}', given='{params.given}')
+
+rule with_steering:  # sequences, several wishes at once, words; not part of the main job
+    input:
+        [f'artifacts/{SCALE}/drawn/{name}' for name in STEERING],
+        [f'artifacts/{SCALE}/{task}/ours-{seed}/sequence.safetensors' for task in TASKS for seed in RUNS[SCALE]['ours'][:2]],
+        [f'artifacts/{SCALE}/{task}/ours-{seed}/text_generator.safetensors' for task in TALKING for seed in RUNS[SCALE]['ours'][:2]],
+        [f'artifacts/{SCALE}/{task}/drawn/45_combine-{SEEDS[0]}' for task in TASKS]
+    log: f'runs/{SCALE}/58_tables_with_steering.ipynb'
+    params: given=TABLES
+    message: 'the tables once more, with steering'
+    shell: notebook('58_tables', given='{params.given}')
 
 STUDIES = 'kl', 'hidden', 'centring', 'latent', 'behaviour', 'guidance', 'steps'  # of chapter 44
 

@@ -213,9 +213,10 @@ def plot_heatmap(
     vmin: float = None,  # objective of the darkest colour; the worst elite's if None
     vmax: float = None,  # objective of the brightest colour; the best elite's if None
     cbar: str = 'auto',  # 'auto' draws a colour bar, None draws none
+    cmap: str = 'viridis',  # matplotlib's name of the colours
 ) -> None:
     "Objective of every cell's elite, drawn by pyribs; with more than two measures, the best over the others."
     from ribs.visualize import grid_archive_heatmap
-    grid_archive_heatmap(project(a, keep).grid(), ax=ax, vmin=vmin, vmax=vmax, cbar=cbar, aspect='equal', rasterized=True, cmap='viridis')
+    grid_archive_heatmap(project(a, keep).grid(), ax=ax, vmin=vmin, vmax=vmax, cbar=cbar, aspect='equal', rasterized=True, cmap=cmap)
     names = TASKS[a.task].measure_names if a.task in TASKS else [f'measure {i + 1}' for i in range(len(a.dims))]
     ax.set(xlabel=names[keep[0]], ylabel=names[keep[1]], xticks=[0, .5, 1], yticks=[0, .5, 1])

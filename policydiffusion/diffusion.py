@@ -136,10 +136,11 @@ def drop_condition(
     k: int,  # entries of a condition
     p_drop: float = .1,  # chance to hide the whole condition, and then each single entry
     generator: torch.Generator = None,  # source of randomness
+    entries: bool = True,  # whether single entries are hidden, too; the numbers of a sentence belong together
 ) -> torch.Tensor:  # (b, k) bool, True where the entry is given
     "Condition dropout: for guidance (all hidden) and for partial conditions (some hidden)."
     whole = torch.rand(b, 1, generator=generator) >= p_drop
-    return whole & (torch.rand(b, k, generator=generator) >= p_drop)
+    return whole & (torch.rand(b, k, generator=generator) >= p_drop) if entries else whole.expand(b, k)
 
 # %% ../nbs/30_diffusion_from_zero.ipynb #b51e43aa
 def diffusion_loss(
@@ -151,11 +152,12 @@ def diffusion_loss(
     vlb_weight: float = 1e-5,  # weight of the variational bound (the paper's)
     generator: torch.Generator = None,  # CPU generator, so that a seed means the same on every device
     velocity: bool = False,  # weigh errors like those of the velocity (Salimans and Ho 2022, section 4)
+    entries: bool = True,  # whether single entries of a condition are dropped, too
 ) -> torch.Tensor:  # scalar
     "Squared error of the noise plus a little of the bound (Nichol and Dhariwal 2021, equation 16)."
     t = torch.randint(schedule.n_steps, (len(x0),), generator=generator)
     eps = torch.randn(x0.shape, generator=generator).to(x0)
-    given = drop_condition(*cond.shape, p_drop, generator).to(x0.device)
+    given = drop_condition(*cond.shape, p_drop, generator, entries).to(x0.device)
     out = model(q_sample(x0, eps, schedule.abar[t]), t.to(x0.device), cond, given)
     error, v = out[:, :x0.shape[1]] - eps, out[:, x0.shape[1]:]
     size = error.square()/per_example(schedule.abar[t].clamp(min=1e-5), x0) if velocity else error.square()
@@ -245,6 +247,7 @@ def train_diffusion(
     p_drop: float = .1,  # condition dropout
     vlb_weight: float = 1e-5,  # weight of the variational bound
     velocity: bool = False,  # weigh errors like those of the velocity
+    entries: bool = True,  # whether single entries of a condition are dropped, too
     ema_decay: float = .999,  # of the moving average, per step
     seed: int = 111,  # order of the data, steps, noise and dropout
     resume: dict = None,  # a state to go on from; None starts afresh
@@ -264,7 +267,7 @@ def train_diffusion(
         epoch, i = divmod(step, per_epoch)
         shuffle = torch.Generator().manual_seed(1_000_003*(seed + 1) + epoch)
         rows = torch.randperm(len(x0), generator=shuffle)[i*batch_size:(i + 1)*batch_size].to(device)
-        loss = diffusion_loss(model, schedule, x0[rows], cond[rows], p_drop, vlb_weight, now.generator, velocity)
+        loss = diffusion_loss(model, schedule, x0[rows], cond[rows], p_drop, vlb_weight, now.generator, velocity, entries)
         if not torch.isfinite(loss):
             raise NonFiniteLoss(f"loss is {loss.item()} at step {step + 1} (epoch {epoch}): expected a finite number, "
                                 "so try a smaller lr or check the scale of x0")

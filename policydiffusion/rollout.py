@@ -81,10 +81,10 @@ def _refill(env, spec, rows, params, obs_mean, obs_std, key, n_jobs, n_episodes,
     return lane, out, queued + fresh.sum(), mean, std
 
 # %% ../nbs/12_rollouts.ipynb #517e83e0
-def _work_off(task, spec, lanes, n_episodes, horizon, rows, params, obs_mean, obs_std, key, n):
+def _work_off(task, spec, lanes, n_episodes, described, horizon, rows, params, obs_mean, obs_std, key, n):
     "Results (len(rows)*n_episodes,) of every job of these rows; rows past n are left at zero."
-    env = make_env(task)
-    n_jobs, n_all, k = (rows < n).sum()*n_episodes, len(rows)*n_episodes, get_task(task).n_measures
+    env = make_env(task, described)
+    n_jobs, n_all, k = (rows < n).sum()*n_episodes, len(rows)*n_episodes, len(env.names)
     state = jax.vmap(env.reset)(jax.random.split(key, lanes))
     lane = {'state': state, 'layers': unpack(spec, jnp.zeros((lanes, spec.n_params))), 'job': jnp.full(lanes, -1),
             'alive': jnp.zeros(lanes, bool), 'steps': jnp.zeros(lanes, int), 'ret': jnp.zeros(lanes), 'sums': jnp.zeros((lanes, k))}
@@ -100,12 +100,12 @@ def _work_off(task, spec, lanes, n_episodes, horizon, rows, params, obs_mean, ob
     return refill(lane, out, queued)[1]
 
 # %% ../nbs/12_rollouts.ipynb #33876969
-@partial(jax.jit, static_argnames=('task', 'spec', 'lanes', 'n_episodes'))
-def _evaluate(task, spec, lanes, n_episodes, horizon, rows, params, obs_mean, obs_std, key, n):
+@partial(jax.jit, static_argnames=('task', 'spec', 'lanes', 'n_episodes', 'described'))
+def _evaluate(task, spec, lanes, n_episodes, described, horizon, rows, params, obs_mean, obs_std, key, n):
     "`_work_off` on all devices: the first argument with rows is cut into as many parts."
     own, shared = jax.sharding.PartitionSpec('rows'), jax.sharding.PartitionSpec()
     norm = own if obs_mean.ndim == 2 else shared
-    share = jax.shard_map(partial(_work_off, task, spec, lanes, n_episodes), mesh=jax.sharding.Mesh(np.array(jax.devices()), ('rows',)),
+    share = jax.shard_map(partial(_work_off, task, spec, lanes, n_episodes, described), mesh=jax.sharding.Mesh(np.array(jax.devices()), ('rows',)),
                           in_specs=(shared, own, own, norm, norm, shared, shared), out_specs=own, check_vma=False)
     return share(horizon, rows, params, obs_mean, obs_std, key, n)
 
@@ -121,6 +121,7 @@ def evaluate(
     seed: int = 0,  # seed of the resets
     lanes: int = 128,  # environments at work at once; 64 to 256 fit a laptop's cache
     n_max: int = 64,  # rows are padded to this number or the next power of two, so that sizes share a compilation
+    described: bool = False,  # whether `measures` shall hold contacts and chapter 11's DESCRIPTION instead
 ) -> Evaluation:  # means and standard deviations over the episodes
     "Roll out many different policies with their mean action; design: one policy, n_episodes fresh starts, no auto-reset."
     params = np.asarray(params, np.float32)
@@ -137,7 +138,7 @@ def evaluate(
     rows = np.arange(n_max).reshape(-1, devices).T.ravel()  # deal the rows out like cards: policies that last are often neighbours
     pad = lambda x: jnp.asarray(np.concatenate([x, np.zeros((n_max - n,) + x.shape[1:], np.float32)])[rows])
     mean, std = (pad(np.asarray(x, np.float32)) if np.ndim(x) == 2 else jnp.asarray(x, jnp.float32) for x in (obs_mean, obs_std))
-    out = _evaluate(task, spec, lanes, n_episodes, horizon, jnp.asarray(rows), pad(params), mean, std, jax.random.key(seed), n)
+    out = _evaluate(task, spec, lanes, n_episodes, described, horizon, jnp.asarray(rows), pad(params), mean, std, jax.random.key(seed), n)
     ret, length, m = (np.asarray(out[k]).reshape((n_max, n_episodes) + out[k].shape[1:])[rows.argsort()[:n]] for k in ('ret', 'length', 'measures'))
     return Evaluation(ret.mean(1), m.mean(1), length.mean(1), ret.std(1), m.std(1))
 
@@ -181,7 +182,7 @@ def trace(
     obs_std: np.ndarray,  # (obs,) or (n, obs) normaliser's standard deviation
     horizon: int = 1000,  # steps
     stride: int = 1,  # keep every stride-th step
-    seed: int = 0,  # seed of the resets; row i starts as its episode 0 in `evaluate`
+    seed: int = 0,  # seed of the resets, which are others than those of `evaluate`
     poses: bool = False,  # whether to keep the bodies' poses, for drawing
     batch: int = 128,  # policies at work at once
 ) -> Trace:  # one episode of each policy

@@ -1,0 +1,168 @@
+"Words against behaviour: by hand, against plain rollouts, and with bad input."
+import warnings
+from itertools import combinations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from policydiffusion.archive import Archive
+from policydiffusion.autoencoder import compact_settings
+from policydiffusion.core import DATA
+from policydiffusion.generator import Generator
+from policydiffusion.language import PREDICATES, Predicate, get_predicates, say, text_design, truth, watch, wishes
+from policydiffusion.policy import act_jax
+from policydiffusion.rollout import evaluate
+from policydiffusion.tasks import make_env
+from policydiffusion.text import Reader, load_words
+
+ARCHIVE = Archive.load(DATA/'archives'/'walker2d.safetensors', 'walker2d')
+NORM = ARCHIVE.obs_mean, ARCHIVE.obs_std
+SOME = ARCHIVE.params[::100]
+
+
+# ---- what a spectator sees
+
+@pytest.fixture(scope='module')
+def seen(): return watch('walker2d', ARCHIVE.spec, SOME, *NORM, n_episodes=1, horizon=60, seed=3, batch=8)
+
+
+def test_watching_changes_nothing_that_was_measured_before(seen):
+    plain = evaluate('walker2d', ARCHIVE.spec, SOME, *NORM, n_episodes=1, horizon=60, seed=3, n_max=8)
+    np.testing.assert_allclose(seen.iloc[:, :2], plain.measures, atol=1e-5)
+    np.testing.assert_array_equal(seen.length, plain.length)
+
+
+def test_the_description_is_what_the_steps_show(seen):
+    env = make_env('walker2d')
+    key = jax.random.key(3)
+
+    def episode(i, row):
+        "The same episode as in `evaluate`, step by step."
+        def step(carry, _):
+            state, alive = carry
+            state, contact = env.step(state, act_jax(ARCHIVE.spec, row, *NORM, state.obs))
+            return (state, alive & (state.done < .5)), (contact, state.pipeline_state.x.pos[0], state.pipeline_state.x.rot[0], alive)
+        return jax.lax.scan(step, (env.reset(jax.random.fold_in(jax.random.fold_in(key, i), 0)), jnp.array(True)), length=60)[1]
+
+    contact, pos, rot, alive = map(np.asarray, jax.jit(jax.vmap(episode))(jnp.arange(len(SOME)), jnp.asarray(SOME)))
+    mean = lambda x: (x*alive).sum(1)/alive.sum(1)
+    np.testing.assert_allclose(seen.iloc[:, :2], np.stack([mean(contact[..., k]) for k in (0, 1)], 1), atol=.02)  # one step in sixty: a batch of another size rounds differently
+    np.testing.assert_allclose(seen.flight, mean(1 - contact.max(2)), atol=.02)
+    np.testing.assert_allclose(seen.stance, mean(contact.min(2)), atol=.02)
+    np.testing.assert_allclose(seen.height, mean(pos[..., 2]), atol=2e-3)
+    np.testing.assert_allclose(seen.lean, mean(2*np.arctan2(rot[..., 2], rot[..., 0])), atol=5e-3)  # a planar body turns about y only
+    travelled = [(p[a][-1, 0] - p[a][0, 0])/((a.sum() - 1)*.008) for p, a in zip(pos, alive)]
+    np.testing.assert_allclose(seen.speed, travelled, atol=.15)
+
+
+def test_watching_in_parts_is_watching():
+    whole = watch('walker2d', ARCHIVE.spec, SOME, *NORM, n_episodes=1, horizon=60, seed=3, batch=8)
+    assert list(whole) == ['right foot contact', 'left foot contact', 'flight', 'stance', 'speed', 'height', 'lean', 'stir', 'length'] and len(whole) == len(SOME)
+    assert (whole.flight + whole.stance <= 1 + 1e-6).all() and (whole.stir > 0).all()
+
+
+# ---- predicates
+
+TOY = pd.DataFrame({'speed': [.59, .6, .69, .71], 'lean': [-.5, 0., .2, .3]})
+
+
+def test_thresholds_and_margins():
+    fast, upright = Predicate('fast', 'speed', low=.6, margin=.1), Predicate('upright', 'lean', -.2, .2, .1)
+    np.testing.assert_array_equal(truth((fast, upright), TOY).T, [[0, 1, 1, 1], [0, 1, 1, 0]])
+    np.testing.assert_array_equal(truth((fast, upright), TOY, strict=1).T, [[0, 0, 0, 1], [0, 1, 0, 0]])
+
+
+@pytest.mark.parametrize('task', PREDICATES)
+def test_every_predicate_has_words_and_every_word_a_predicate(task):
+    spoken = set(' '.join(load_words().predicate).split()) - {'nothing'}
+    assert spoken == {p.name for p in get_predicates(task)}
+
+
+def test_opposites_exclude_each_other():
+    seen = pd.DataFrame(np.random.default_rng(0).uniform(-1.5, 1.5, (500, 9)), columns=['right foot contact', 'left foot contact', 'flight', 'stance', 'speed', 'height', 'lean', 'stir', 'length']).assign(length=lambda t: 1000*t.length.abs())
+    names, true = [p.name for p in get_predicates('walker2d')], truth(get_predicates('walker2d'), seen)
+    for pair in ('right_up right_down', 'left_up left_down', 'airborne grounded', 'fast slow', 'slow still', 'upright leaning_back', 'tall crouched', 'lasts falls'):
+        i, j = map(names.index, pair.split())
+        assert true[:, i].any() and true[:, j].any() and not (true[:, i] & true[:, j]).any() or pair == 'slow still'
+
+
+def test_a_task_without_words_is_refused():
+    with pytest.raises(ValueError, match="'humanoid' is unknown: expected one of walker2d"): get_predicates('humanoid')
+
+
+# ---- wishes
+
+def test_wishes_are_true_small_and_never_banned():
+    true = np.random.default_rng(1).random((300, 6)) < .5
+    banned = ((0, 1), (2, 5))
+    rows, wish = wishes(true, 10, banned, seed=2)
+    assert (wish.astype(bool) <= true[rows]).all() and set(wish.sum(1)) <= {1, 2, 3} and not any((wish[:, i]*wish[:, j]).any() for i, j in banned)
+    assert {tuple(np.flatnonzero(w)) for w in wish if w.sum() == 2} == {p for p in combinations(range(6), 2) if p not in banned}  # all others occur
+    free = wishes(np.ones((3000, 6), bool), 1, seed=3)[1].sum(1)
+    np.testing.assert_allclose([(free == k).mean() for k in (1, 2, 3)], (.35, .4, .25), atol=4*(.25/3000)**.5)
+
+
+def test_who_does_nothing_inspires_no_wish():
+    rows, wish = wishes(np.array([[0, 0], [1, 0]], bool), 5)
+    assert set(rows) == {1} and (wish == [1, 0]).all()
+
+
+def test_a_sentence_names_every_predicate_of_its_wish():
+    words = pd.DataFrame([('a', 'alpha'), ('b', 'beta'), ('c', 'gamma')], columns=['predicate', 'phrase'])
+    text = say(np.array([1, 1, 1]), ('a', 'b', 'c'), words, np.random.default_rng(0))
+    assert sorted(w for w in text.replace(',', '').split() if w not in ('and', 'while', 'but')) == ['alpha', 'beta', 'gamma']
+    assert say(np.array([0, 1, 0]), ('a', 'b', 'c'), words, np.random.default_rng(0)) == 'beta'
+
+
+# ---- a generator that is asked in words
+
+@pytest.fixture(scope='module')
+def wordy():
+    torch.manual_seed(0)
+    reader = Reader(('fast', 'airborne left_up', 'nothing'))
+    generator = Generator('walker2d', ARCHIVE.spec, text_design(compact_settings('smoke'), reader, 2, {'width': 16, 'n_blocks': 1, 'cond_freqs': 0}))
+    generator.listener.known[:] = torch.tensor([[1., 0., 1.], [0., 1., 0.]])  # airborne and left_up; fast
+    return generator
+
+
+def test_words_and_their_wish_are_the_same_request(wordy, monkeypatch):
+    monkeypatch.setattr(wordy.listener.reader, 'read', lambda texts: (np.float32([[1, 0, 1]]*len(texts)), [[]]*len(texts)))
+    a, b = wordy.generate(['hop on the right foot', 'hop'], n=2, seed=1), wordy.generate(np.float32([[1, 0, 1]]*2), n=2, seed=1)
+    np.testing.assert_array_equal(a.params, b.params)
+    assert a.texts == ['hop on the right foot']*2 + ['hop']*2 and b.texts is None and np.isnan(a.measures).all() and a.measures.shape == (4, 2)
+
+
+def test_a_wordy_generator_survives_its_file(wordy, tmp_path):
+    again = Generator.load(wordy.save(tmp_path/'g.safetensors'), 'walker2d')
+    assert again.listener.reader.labels == wordy.listener.reader.labels
+    np.testing.assert_array_equal(again.listener.known, wordy.listener.known)
+    with warnings.catch_warnings(): warnings.simplefilter('ignore'); assert again.generate('run', seed=2).params.shape == (1, ARCHIVE.spec.n_params)
+
+
+@pytest.mark.parametrize('asked, more, told', [
+    ('', {}, 'text 0 is empty'), (['run', ''], {}, 'text 1 is empty'), ('a'*10_000, {}, '10000 characters'), (['run', 3], {}, 'text 1 is of type int'),
+    ('run', dict(given=np.ones((1, 3), bool)), 'given was passed with sentences'), ('run', dict(n=0), 'n is 0'), (np.float32([[.2, .6]]), {}, r'expected \(m, 3\)'), (np.float32([[1, np.nan, 0]]), {}, 'NaN')])
+def test_bad_requests(wordy, asked, more, told):
+    with warnings.catch_warnings(): warnings.simplefilter('ignore'); pytest.raises(ValueError, wordy.generate, asked, **more).match(told)
+
+
+def test_a_generator_of_measures_refuses_words():
+    with pytest.raises(ValueError, match='asked holds words: this generator of walker2d is asked by measures'): Generator.load(DATA/'generators'/'walker2d.safetensors').generate('run')
+
+
+def test_warnings_name_what_was_not_understood_and_the_nearest_that_can_be_done(wordy, monkeypatch):
+    monkeypatch.setattr(wordy.listener.reader, 'read', lambda texts: (np.float32([[1, 1, 0]]), [['bake a cake']]))
+    with pytest.warns(UserWarning) as caught: wordy.listener.listen('hop fast, bake a cake')
+    assert "'bake a cake' was not understood; what can be said: airborne, fast, left up" in str(caught[0].message)
+    assert 'asks for airborne, fast: nothing that this generator was taught does all of it, the nearest is' in str(caught[1].message)
+
+
+def test_the_shipped_generator_understands_the_readme():
+    generator = Generator.load(DATA/'generators'/'walker2d_text.safetensors', 'walker2d')
+    with warnings.catch_warnings(): warnings.simplefilter('error'); said = generator.listener.listen('hop on the left foot with the right foot up')
+    assert generator.listener.names(said[0]) == 'airborne, right up'
+    assert (DATA/'generators'/'walker2d_text.safetensors').stat().st_size < 1.5e6
