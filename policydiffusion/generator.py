@@ -302,7 +302,11 @@ class Generator(nn.Module):
         also: tuple = (),  # further requests that shall hold at once, each a pair of asked and given
     ) -> torch.Tensor:  # (m*n, *latent_shape) latents; those of row i are i*n, ..., i*n + n - 1
         "Latents of policies that should behave as asked."
-        cond, given = (torch.stack(x) for x in zip(*(self.condition(a, g, n) for a, g in ((asked, given), *also))))
+        if not all(isinstance(more, (tuple, list)) and len(more) == 2 for more in also): raise ValueError('also holds something that is no pair: expected (asked, given) pairs, with None for given if everything counts')
+        read = [self.condition(a, g, n) for a, g in ((asked, given), *also)]
+        rows = [len(cond) for cond, _ in read]
+        if len(set(rows)) > 1: raise ValueError(f'asked and also hold {[r//n for r in rows]} requests: expected the same number in each, to be met together row by row')
+        cond, given = (torch.stack(x) for x in zip(*read))
         x = sample(in_batches(self.eval().denoiser, batch), self.schedule, (cond.shape[1], *self.design.latent_shape), cond, given=given,
                    generator=torch.Generator().manual_seed(seed), **asdict(self.sampling))
         return self.latent_scale.undo(x)

@@ -155,7 +155,7 @@ def test_the_lock_meets_every_requirement_and_brings_no_gpu_package():
     ini.read(ROOT/'settings.ini')
     lines = [line for line in (ROOT/'requirements.lock').read_text().split('\n') if line and not line.startswith('#')]
     lock = {name.lower().replace('_', '-'): version for name, version in (line.split('==') for line in lines)}
-    for line in shlex.split(ini['DEFAULT']['requirements']) + shlex.split(ini['DEFAULT']['dev_requirements']):
+    for line in [line for kind in ('', 'dev_', 'language_') for line in shlex.split(ini['DEFAULT'][f'{kind}requirements'])]:
         wanted = Requirement(line)
         assert wanted.specifier.contains(lock[wanted.name.lower()]), line
     assert not [name for name in lock if name.startswith(('nvidia', 'cuda', 'triton'))]
