@@ -1,7 +1,6 @@
 # From archives to tables and figures: every rule runs one notebook. Start it with `make figures`, or by hand:
 #   snakemake --cores 2 --config scale=laptop tasks="walker2d"
 import shutil, sys
-from pathlib import Path
 from policydiffusion.archive import Archive
 from policydiffusion.autoencoder import COMPACT_SIZES
 from policydiffusion.core import SCALES, SEEDS, check_choice
@@ -268,8 +267,8 @@ rule combine:
     shell: notebook('45_combine', 'task', 'scale', 'seed')
 
 STEERING = {  # figure: what it reads
-    '51_fig2_sequences': f'artifacts/{SCALE}/{TASKS[0]}/ours-{SEEDS[0]}/sequence.safetensors',
-    **({'52_fig3_prompts': f'artifacts/{SCALE}/{TALKING[0]}/ours-{SEEDS[0]}/text_generator.safetensors'} if TALKING else {})}
+    name: [f'artifacts/{SCALE}/{TALKING[0]}/ours-{SEEDS[0]}/{file}.safetensors' for file in files]
+    for name, files in {'51_fig2_sequences': ('text_generator', 'sequence'), '52_fig3_prompts': ('text_generator',)}.items() if TALKING}
 
 for name, reads in STEERING.items():
     rule:
@@ -278,8 +277,8 @@ for name, reads in STEERING.items():
         output: touch(f'artifacts/{SCALE}/drawn/{name}')
         log: f'runs/{SCALE}/{name}.ipynb'
         benchmark: f'artifacts/{SCALE}/drawn/times/{name}.tsv'
-        params: given=f'-r scale {SCALE} -r task {Path(reads).parts[2]} -p seed {SEEDS[0]}'
-        message: says(name, Path(reads).parts[2])
+        params: given=f'-r scale {SCALE} -r task {TALKING[0]} -p seed {SEEDS[0]}'
+        message: says(name, TALKING[0])
         shell: notebook('{rule}', given='{params.given}')
 
 rule with_steering:  # sequences, several wishes at once, words; not part of the main job
