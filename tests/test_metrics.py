@@ -54,7 +54,7 @@ def test_a_perfect_generator(run):
     m = compare(original, reference, reference)
     assert m['coverage_ratio'] == m['reward_ratio'] == m['qd_score_ratio'] == 1
     assert m['mem'] == m['mem_floor'] and m['js'] == pytest.approx(0, abs=1e-9)
-    assert m['novelty_weights'] == m['novelty_actions'] == 0  # it returns the training policies
+    assert m['novelty_weights'] == 0 and m['novelty_actions'] == pytest.approx(0, abs=1e-6)  # it returns the training policies; actions are computed twice, which may round differently
 
 
 def test_original_is_described_by_its_re_evaluation(run):
