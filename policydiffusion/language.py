@@ -14,7 +14,7 @@ from .core import check_choice
 from .generator import Design, compact_design
 from .policy import PolicySpec
 from .rollout import evaluate
-from .tasks import DESCRIPTION, get_task
+from .tasks import make_env
 from .text import Reader
 
 # %% ../nbs/35_language.ipynb #61ec8295
@@ -64,11 +64,11 @@ def watch(
     batch: int = 1024,  # policies in one compiled call
 ) -> pd.DataFrame:  # n rows: contacts, DESCRIPTION, length
     "What a spectator would see."
-    t, parts = get_task(task), []
+    parts = []
     for i in range(0, len(params), batch):
         e = evaluate(task, spec, params[i:i + batch], obs_mean, obs_std, n_episodes, horizon, seed + i, n_max=batch, described=True)
         parts.append(np.c_[e.measures, e.length])
-    return pd.DataFrame(np.concatenate(parts), columns=[*t.measure_names[:len(t.feet)], *DESCRIPTION, 'length'])
+    return pd.DataFrame(np.concatenate(parts), columns=[*make_env(task, described=True).names, 'length'])
 
 # %% ../nbs/35_language.ipynb #8408aca0
 def truth(

@@ -147,7 +147,7 @@ class DescribedEnv(MeasuredEnv):
         env,  # the Brax environment
     ):
         super().__init__(task, env)
-        self.names = task.feet + DESCRIPTION
+        self.names = task.measure_names[:len(task.feet)] + DESCRIPTION
 
     def step_measures(
         self,
