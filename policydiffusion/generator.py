@@ -184,9 +184,10 @@ class Listener(nn.Module):
         labels: tuple,  # what a clause may say, chapter 25
         known: int,  # combinations of predicates that it was taught
         encoder: str = 'minilm',  # sentence encoder
+        size: int = 384,  # numbers in its token states
     ):
         super().__init__()
-        self.reader = Reader(labels, encoder)
+        self.reader = Reader(labels, encoder, size)
         self.register_buffer('known', torch.zeros(known, len(self.reader.predicates)))
 
     def names(self,

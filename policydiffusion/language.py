@@ -114,4 +114,4 @@ def text_design(
     network: dict,  # arguments of the residual network
 ) -> Design:
     "Low-rank decoder, residual network, and a listener for sentences."
-    return replace(compact_design(autoencoder, len(reader.predicates), network), words=dict(labels=reader.labels, known=known, encoder=reader.encoder))
+    return replace(compact_design(autoencoder, len(reader.predicates), network), words=dict(labels=reader.labels, known=known, encoder=reader.encoder, size=reader.look.in_features))

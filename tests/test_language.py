@@ -143,6 +143,12 @@ def test_a_wordy_generator_survives_its_file(wordy, tmp_path):
     with warnings.catch_warnings(): warnings.simplefilter('ignore'); assert again.generate('run', seed=2).params.shape == (1, ARCHIVE.spec.n_params)
 
 
+def test_the_listener_fits_encoders_of_other_sizes(tmp_path):
+    design = text_design(compact_settings('smoke'), Reader(('fast', 'nothing'), 'flan-t5-small', size=16), 1, {'width': 16, 'n_blocks': 1, 'cond_freqs': 0})
+    again = Generator.load(Generator('walker2d', ARCHIVE.spec, design).save(tmp_path/'g.safetensors'))
+    assert again.listener.reader.encoder == 'flan-t5-small' and again.listener.reader.look.in_features == 16
+
+
 @pytest.mark.parametrize('asked, more, told', [
     ('', {}, 'text 0 is empty'), (['run', ''], {}, 'text 1 is empty'), ('a'*10_000, {}, '10000 characters'), (['run', 3], {}, 'text 1 is of type int'),
     ('run', dict(given=np.ones((1, 3), bool)), 'given was passed with sentences'), ('run', dict(n=0), 'n is 0'), (np.float32([[.2, .6]]), {}, r'expected \(m, 3\)'), (np.float32([[1, np.nan, 0]]), {}, 'NaN')])
