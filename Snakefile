@@ -11,6 +11,7 @@ RUNS = {  # the seeds of every method that is trained at each scale
     'smoke': {'ours': SEEDS[:1], 'paper': SEEDS[:1]},
     'laptop': {'ours': SEEDS, 'paper': SEEDS[:2]},
     'paper': {'ours': SEEDS, 'paper': SEEDS}}
+STUDIES = 'kl', 'hidden', 'centring', 'latent', 'behaviour', 'guidance', 'steps'  # of chapter 44
 MINUTES = {'dataset': 2, 'autoencoder': 3, 'diffusion': 3, 'behaviour': 1, 'rehearsal': 2, 'small_denoiser': 1, 'metrics': 1, '53_fig4_epochs': 1, 'baselines': 20, 'held_out': 10, 'ablation': 5, 'language': 8, 'sequences': 6, 'combine': 4, '52_fig3_prompts': 1}  # at laptop scale on 2 cores; .5 for the others
 # log lines of papermill and of the kernel that say nothing about the run
 CHATTER = 'IPKernelApp|(Input|Output) Notebook: |Executing notebook with|(Executing|Ending) Cell|<Figure size|Black is not installed|^$'
@@ -62,9 +63,15 @@ def says(rule, what):
     return f'==> {rule} {what}' + f': about {MINUTES.get(rule, .5):g} min of {{LEFT}} left'*(SCALE == 'laptop')
 
 
-def cost(gigabytes=4):
-    "What a cluster should reserve for a step."
-    return dict(mem_mb=1000*gigabytes, runtime=60 if SCALE != 'paper' else 24*60, gpu=int(SCALE == 'paper'))
+PAPER_COST = {  # rule: gigabytes, hours, graphics cards at paper scale; chapter 61 says where the hours come from
+    'search': (64, 48, 1), 'dataset': (64, 4, 1), 'autoencoder': (64, 24, 1), 'diffusion': (32, 12, 1), 'behaviour': (64, 12, 1), 'rehearsal': (64, 8, 1),
+    'small_denoiser': (32, 4, 1), 'metrics': (64, 4, 1), 'ablation': (64, 24, 1), 'baselines': (64, 24, 1), 'held_out': (64, 12, 1)}
+
+
+def cost(rule):
+    "What a cluster should reserve for a step: memory, minutes, graphics cards."
+    gigabytes, hours, cards = PAPER_COST.get(rule, (8, 2, 0)) if SCALE == 'paper' else (4, 2, 0)
+    return dict(mem_mb=1000*gigabytes, runtime=60*hours, gpu=cards)
 
 wildcard_constraints:
     scale='|'.join(SCALES), task='[a-z0-9]+', method='[a-z_]+', seed=r'\d+'
@@ -88,8 +95,13 @@ FIGURES = {  # notebook: what it reads, its parameters
 
 RUN = '{wildcards.task} {wildcards.method}-{wildcards.seed}'
 
+
+def ablations(studies, seeds):
+    "What chapter 44 leaves behind, for every task."
+    return [f'artifacts/{SCALE}/{task}/drawn/44_ablations-{study}-{seed}' for task in TASKS for study in studies for seed in seeds]
+
 rule all:
-    input: [f'artifacts/{SCALE}/drawn/{name}' for name in FIGURES]
+    input: [f'artifacts/{SCALE}/drawn/{name}' for name in FIGURES], ablations(('kl', 'hidden'), SEEDS) if SCALE == 'paper' else []
 
 rule search:
     output: 'artifacts/{scale}/{task}/search-{seed}/archive.safetensors'
@@ -97,7 +109,7 @@ rule search:
     benchmark: 'artifacts/{scale}/{task}/search-{seed}/times/14_search.tsv'
     message: says('search', '{wildcards.task}')
     threads: 2
-    resources: **cost()
+    resources: **cost('search')
     shell: notebook('14_search', 'task', 'scale', 'seed')
 
 rule archive:
@@ -113,7 +125,7 @@ rule dataset:
     benchmark: 'artifacts/{scale}/{task}/times/15_dataset.tsv'
     message: says('dataset', '{wildcards.task}')
     threads: 2
-    resources: **cost()
+    resources: **cost('dataset')
     shell: notebook('15_dataset', 'task', 'scale')
 
 rule autoencoder:
@@ -124,7 +136,7 @@ rule autoencoder:
     benchmark: 'artifacts/{scale}/{task}/{method}-{seed}/times/22_train_autoencoder.tsv'
     message: says('autoencoder', RUN)
     threads: 1
-    resources: **cost()
+    resources: **cost('autoencoder')
     shell: notebook('22_train_autoencoder', 'task', 'scale', 'method', 'seed')
 
 rule diffusion:
@@ -135,7 +147,7 @@ rule diffusion:
     benchmark: 'artifacts/{scale}/{task}/{method}-{seed}/times/33_latent_diffusion.tsv'
     message: says('diffusion', RUN)
     threads: 1
-    resources: **cost()
+    resources: **cost('diffusion')
     shell: notebook('33_latent_diffusion', 'task', 'scale', 'method', 'seed')
 
 rule behaviour:
@@ -146,7 +158,7 @@ rule behaviour:
     benchmark: 'artifacts/{scale}/{task}/{method}-{seed}/times/23_behaviour_loss.tsv'
     message: says('behaviour', RUN)
     threads: 1
-    resources: **cost()
+    resources: **cost('behaviour')
     shell: notebook('23_behaviour_loss', 'task', 'scale', 'method', 'seed')
 
 rule rehearsal:
@@ -157,7 +169,7 @@ rule rehearsal:
     benchmark: 'artifacts/{scale}/{task}/{method}-{seed}/times/36_rehearsal.tsv'
     message: says('rehearsal', RUN)
     threads: 1
-    resources: **cost()
+    resources: **cost('rehearsal')
     shell: notebook('36_rehearsal', 'task', 'scale', 'method', 'seed')
 
 rule small_denoiser:
@@ -168,7 +180,7 @@ rule small_denoiser:
     benchmark: 'artifacts/{scale}/{task}/{method}-{seed}/times/37_small_denoiser.tsv'
     message: says('small_denoiser', RUN)
     threads: 1
-    resources: **cost()
+    resources: **cost('small_denoiser')
     shell: notebook('37_small_denoiser', 'task', 'scale', 'method', 'seed')
 
 rule metrics:
@@ -178,7 +190,7 @@ rule metrics:
     benchmark: 'artifacts/{scale}/{task}/{method}-{seed}/times/40_metrics.tsv'
     message: says('metrics', RUN)
     threads: 2
-    resources: **cost()
+    resources: **cost('metrics')
     shell: notebook('40_metrics', 'task', 'scale', 'method', 'seed', torch_threads='{threads}')  # its policies per second are those of the whole machine
 
 for name, (reads, parameters) in FIGURES.items():
@@ -191,7 +203,7 @@ for name, (reads, parameters) in FIGURES.items():
         params: given=' '.join(f'-{"p" if isinstance(v, int) else "r"} {k} {v}' for k, v in dict(parameters, scale=SCALE).items())
         message: says(name, LISTS['tasks'])
         threads: 2 if name in MINUTES else 1
-        resources: mem_mb=2000, runtime=60
+        resources: **cost(name)
         shell: notebook('{rule}', given='{params.given}')
 
 rule baselines:
@@ -201,7 +213,7 @@ rule baselines:
     benchmark: 'artifacts/{scale}/{task}/times/42_baselines-{seed}.tsv'
     message: says('baselines', '{wildcards.task} {wildcards.seed}')
     threads: 2
-    resources: **cost()
+    resources: **cost('baselines')
     shell: notebook('42_baselines', 'task', 'scale', 'seed', torch_threads='{threads}')
 
 TABLES = ' '.join(f'-r {k} {v}' for k, v in dict(LISTS, scale=SCALE).items())
@@ -213,7 +225,7 @@ rule held_out:
     benchmark: 'artifacts/{scale}/{task}/times/43_lookup-{seed}.tsv'
     message: says('held_out', '{wildcards.task} {wildcards.seed}')
     threads: 2
-    resources: **cost()
+    resources: **cost('held_out')
     shell: notebook('43_lookup', 'task', 'scale', 'seed', torch_threads='{threads}')
 
 rule baselines_tables:
@@ -243,7 +255,7 @@ rule language:
     benchmark: 'artifacts/{scale}/{task}/ours-{seed}/times/35_language.tsv'
     message: says('language', '{wildcards.task} {wildcards.seed}')
     threads: 1
-    resources: **cost()
+    resources: **cost('language')
     shell: notebook('35_language', 'task', 'scale', 'seed')
 
 rule sequences:
@@ -253,7 +265,7 @@ rule sequences:
     benchmark: 'artifacts/{scale}/{task}/ours-{seed}/times/41_compose.tsv'
     message: says('sequences', '{wildcards.task} {wildcards.seed}')
     threads: 1
-    resources: **cost()
+    resources: **cost('sequences')
     shell: notebook('41_compose', 'task', 'scale', 'seed')
 
 rule combine:
@@ -263,7 +275,7 @@ rule combine:
     benchmark: 'artifacts/{scale}/{task}/ours-{seed}/times/45_combine.tsv'
     message: says('combine', '{wildcards.task} {wildcards.seed}')
     threads: 1
-    resources: **cost()
+    resources: **cost('combine')
     shell: notebook('45_combine', 'task', 'scale', 'seed')
 
 STEERING = {  # figure: what it reads
@@ -292,8 +304,6 @@ rule with_steering:  # sequences, several wishes at once, words; not part of the
     message: 'the tables once more, with steering'
     shell: notebook('58_tables', given='{params.given}')
 
-STUDIES = 'kl', 'hidden', 'centring', 'latent', 'behaviour', 'guidance', 'steps'  # of chapter 44
-
 rule ablation:
     input:
         rules.dataset.output,
@@ -305,11 +315,11 @@ rule ablation:
     benchmark: 'artifacts/{scale}/{task}/times/44_ablations-{study}-{seed}.tsv'
     message: says('ablation', '{wildcards.task} {wildcards.study}-{wildcards.seed}')
     threads: 1
-    resources: **cost()
+    resources: **cost('ablation')
     shell: notebook('44_ablations', 'task', 'scale', 'study', 'seed')
 
 rule with_ablations:  # one knob at a time; not part of the main job
-    input: [f'artifacts/{SCALE}/{task}/drawn/44_ablations-{study}-{seed}' for task in TASKS for study in STUDIES for seed in SEEDS[:2]]
+    input: ablations(STUDIES, SEEDS[:2])
     log: f'runs/{SCALE}/59_ablations.ipynb'
     params: given=f'-r scale {SCALE} -r task {TASKS[0]}'
     message: says('59_ablations', TASKS[0])

@@ -30,7 +30,6 @@ class Task:
     dims: tuple  # cells of the laptop grid along each measure
     paper_dims: tuple  # cells of the paper's grid
     reward_offset: float  # subtracted from each step's reward in the QD-score
-    gamma: float  # discount per step: a horizon in seconds, so it depends on the length of a step
     lean: bool = False  # whether the last measure is the torso's lean
 
     @property
@@ -47,15 +46,15 @@ LEAN_RANGE = (-.2, .2)  # rad; hopper is unhealthy outside
 
 # %% ../nbs/11_tasks.ipynb #b9de892d
 TASKS = {t.name: t for t in (
-    Task('hopper', 11, 3, ('foot_geom',), ('foot contact', 'lean'), (32, 32), (100, 100), 0., .997, lean=True),
+    Task('hopper', 11, 3, ('foot_geom',), ('foot contact', 'lean'), (32, 32), (100, 100), 0., lean=True),
     Task('walker2d', 17, 6, ('foot_geom', 'foot_left_geom'), ('right foot contact', 'left foot contact'),
-         (32, 32), (100, 100), -1.413, .997),
+         (32, 32), (100, 100), -1.413),
     Task('halfcheetah', 17, 6, ('ffoot', 'bfoot'), ('front foot contact', 'back foot contact'),
-         (32, 32), (100, 100), -9.231, .97),
+         (32, 32), (100, 100), -9.231),
     Task('ant', 27, 8, ('left_foot_geom', 'right_foot_geom', 'third_foot_geom', 'fourth_foot_geom'),
-         tuple(f'foot {i} contact' for i in (1, 2, 3, 4)), (5,)*4, (10,)*4, -3.24, .97),
+         tuple(f'foot {i} contact' for i in (1, 2, 3, 4)), (5,)*4, (10,)*4, -3.24),
     Task('humanoid', 244, 17, ('left_foot', 'right_foot'), ('left foot contact', 'right foot contact'),
-         (32, 32), (100, 100), 0., .97))}
+         (32, 32), (100, 100), 0.))}
 
 # %% ../nbs/11_tasks.ipynb #10efe9bb
 def get_task(

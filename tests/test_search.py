@@ -1,13 +1,19 @@
 "Search operators against pyribs, closed forms and brute force; a killed search goes on."
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from ribs.archives import GridArchive
 
 from policydiffusion.core import load_tensors
 from policydiffusion.policy import init_params
-from policydiffusion.search import (SEARCH, XNES, Ancestor, Search, advantages, branch, cell_of, critic_spec, empty_pool, fan_pay, insert,
-                                    iso_line, parent_weights, run_search, soft_improvement, warm_start, xnes_update, Walker)
-from policydiffusion.tasks import get_task
+from policydiffusion.search import (SMOKE, TINY, XNES, Ancestor, Search, Stage, WarmStart, advantages, branch, cell_of, critic_spec, empty_pool,
+                                    fan_pay, insert, iso_line, parent_weights, ppo_step, run_search, search_scale, soft_improvement, start_learner,
+                                    warm_start, xnes_update, Walker)
+from policydiffusion.tasks import TASKS, get_task
 
 DIMS = (6, 5)
 
@@ -137,7 +143,7 @@ def ancestor():
 
 def test_a_killed_search_goes_on_and_finishes(ancestor, tmp_path):
     task = get_task('walker2d')
-    new = lambda: Search('walker2d', task.spec(), ancestor, SEARCH['smoke'].search, task.dims, seed=3)
+    new = lambda: Search('walker2d', task.spec(), ancestor, SMOKE.search, task.dims, seed=3)
     killed = new()
     lines = [killed.step() for _ in range(3)]
     killed.save(tmp_path/'search.safetensors')
@@ -147,15 +153,57 @@ def test_a_killed_search_goes_on_and_finishes(ancestor, tmp_path):
     more = list(run_search(resumed, resumed.seconds.sum()/60 + .01, tmp_path/'search.safetensors'))
     assert more[0]['iteration'] == 4 and more[-1]['coverage'] >= lines[-1]['coverage']
     assert load_tensors(tmp_path/'search.safetensors', 'search')[1]['iteration'] == more[-1]['iteration']
-    other = Search('walker2d', task.spec(), ancestor, SEARCH['smoke'].search, (9, 9), seed=3)
+    other = Search('walker2d', task.spec(), ancestor, SMOKE.search, (9, 9), seed=3)
     with pytest.raises(ValueError, match=r'has a grid of \[32, 32\]: expected \(9, 9\)'): other.load(tmp_path/'search.safetensors')
 
 
 def test_a_killed_warm_start_goes_on(tmp_path):
-    task, small = get_task('walker2d'), SEARCH['smoke']
-    path = tmp_path/'warm.safetensors'
-    everything = list(warm_start('walker2d', task.spec(), small.warm, small.ppo, 1, path))
-    assert everything[-1][0] == small.warm.run_steps + small.warm.last_steps
-    longer = small.warm._replace(last_steps=128)
-    rest = list(warm_start('walker2d', task.spec(), longer, small.ppo, 1, path))
+    spec, path = get_task('walker2d').spec(), tmp_path/'warm.safetensors'
+    everything = list(warm_start('walker2d', spec, SMOKE.warm, SMOKE.ppo, 1, path))
+    assert everything[-1][0] == SMOKE.warm.steps == 128
+    longer = SMOKE.warm._replace(stages=SMOKE.warm.stages + (Stage(64, .99, 1e-3, 1e-3),))
+    rest = list(warm_start('walker2d', spec, longer, SMOKE.ppo, 1, path))
     assert rest[0][0] == everything[-1][0] + 32 and rest[-1][0] == 192
+
+
+def test_stages_follow_one_another():
+    warm = WarmStart((Stage(10, .9, 1., 1.), Stage(20, .99, 1., .5, 2.)))
+    assert [warm.at(i)[0].gamma for i in (0, 9, 10, 29, 30)] == [.9, .9, .99, .99, .99]
+    assert warm.at(20) == (warm.stages[1], .5) and warm.at(99)[1] == 1.
+
+
+@pytest.mark.parametrize('scale', ['laptop', 'paper'])
+@pytest.mark.parametrize('task', TASKS)
+def test_every_task_has_settings(task, scale):
+    size = search_scale(scale, task)
+    assert sum(share for _, share in size.search.operators) == pytest.approx(1)
+    assert size.ppo.envs*size.ppo.unroll % size.ppo.minibatches == 0
+    assert size.horizon == 1000 and size.episodes == {'laptop': 10, 'paper': 50}[scale]
+
+
+def learnt(heads):
+    "Weights of two heads after two updates, each with its own pay, and the log of the second."
+    import jax.numpy as jnp
+    import jax
+    spec = get_task('walker2d').spec()
+    rows = jnp.stack([init_params(jax.random.key(i), spec) for i in range(heads)])
+    learner, pay = start_learner('walker2d', spec, rows, jax.random.key(7), TINY), jnp.eye(4)[:heads]
+    for _ in range(2): learner, log = ppo_step('walker2d', spec, TINY, learner, pay, .99, 1e-2, jnp.zeros(17), jnp.ones(17))
+    return {'params': np.asarray(learner.params), 'start': np.asarray(rows), **{k: np.asarray(v) for k, v in log.items()}}
+
+
+TWO_DEVICES = """
+import sys, jax, numpy as np
+sys.path.insert(0, sys.argv[1])
+from test_search import learnt
+assert jax.device_count() == 2
+np.savez(sys.argv[2], **learnt(2))
+"""
+
+
+def test_heads_learn_on_two_devices_as_on_one(tmp_path):
+    env = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
+    subprocess.run([sys.executable, '-c', TWO_DEVICES, Path(__file__).parent, tmp_path/'there.npz'], env=env, check=True)
+    here, there = learnt(2), np.load(tmp_path/'there.npz')
+    assert np.abs(here['params'] - here['start']).max() > .005
+    for name, x in here.items(): np.testing.assert_allclose(there[name], x, rtol=2e-3, atol=2e-3, err_msg=name)
