@@ -620,7 +620,7 @@ def try_again(
     return pooled(tried, episodes, rows, rehearse(autoencoder, archive, z[rows], settings, seed), settings.episodes)
 
 # %% ../nbs/37_small_denoiser.ipynb #0117042e
-from .autoencoder import CompactSettings
+from .autoencoder import CompactSettings, compact_size
 
 # %% ../nbs/37_small_denoiser.ipynb #ec27b214
 def compact_design(
@@ -632,17 +632,19 @@ def compact_design(
     return Design(n_measures, tuple(autoencoder.latent_shape), {'name': 'low_rank', 'ranks': list(autoencoder.ranks)}, {'name': 'residual', **network})
 
 # %% ../nbs/37_small_denoiser.ipynb #dd96dfbc
-COMPACT_NETWORKS = {  # method to width, size of the summary of time and condition, and random waves of the residual network
-    'ours_tiny': (40, 64, 32), 'ours_small': (64, 96, 64), 'ours': (96, 144, 96), 'ours_large': (160, 224, 128)}
+COMPACT_NETWORKS = {  # size to width, size of the summary of time and condition, and random waves of the residual network
+    'tiny': (40, 64, 32), 'small': (64, 96, 64), 'medium': (96, 144, 96), 'large': (160, 224, 128)}
 
 # %% ../nbs/37_small_denoiser.ipynb #06a191ce
 def compact_diffusion(
     scale: str,  # smoke, laptop or paper
     method: str = 'ours',  # ours, or another size of it
+    task: str = 'walker2d',  # Brax task
 ) -> DiffusionSettings:
     "The preset of a scale."
-    width, emb, n_waves = COMPACT_NETWORKS[check_choice('method', method, COMPACT_NETWORKS)]
+    check_choice('scale', scale, SCALES)
+    width, emb, n_waves = COMPACT_NETWORKS[compact_size(scale, method, task)]
     network = {'width': width, 'n_blocks': 1, 'emb': emb, 'cond_freqs': 0, 'n_waves': n_waves}
     laptop = DiffusionSettings(network, lr=3e-3, cosine=True, batch_size=128, epochs=3200, p_drop=.02, vlb_weight=0., velocity=True, sampling=Sampling(n_steps=3, last=24))
     smoke = replace(laptop, network={'width': 32, 'n_blocks': 1}, ema_decay=.98, batch_size=32, epochs=40)
-    return {'smoke': smoke, 'laptop': laptop, 'paper': laptop}[check_choice('scale', scale, SCALES)]
+    return {'smoke': smoke, 'laptop': laptop, 'paper': laptop}[scale]
