@@ -2,7 +2,7 @@
 #   snakemake --cores 2 --config scale=laptop tasks="walker2d"
 import shutil, sys
 from policydiffusion.archive import Archive
-from policydiffusion.autoencoder import COMPACT_SIZES, compact_size
+from policydiffusion.autoencoder import COMPACT_SIZES, compact_sizes
 from policydiffusion.core import SCALES, SEEDS, check_choice
 from policydiffusion.language import PREDICATES
 from policydiffusion.tasks import get_task
@@ -231,7 +231,7 @@ rule held_out:
 rule baselines_tables:
     input:
         [f'artifacts/{SCALE}/{task}/drawn/42_baselines-{seed}' for task in TASKS for seed in RUNS[SCALE]['ours'][:2]],
-        [f'artifacts/{SCALE}/{task}/results/ours_{size}-{SEEDS[0]}-metrics.csv' for task in TASKS for size in COMPACT_SIZES if size != compact_size(SCALE, 'ours', task)],
+        [f'artifacts/{SCALE}/{task}/results/ours_{size}-{SEEDS[0]}-metrics.csv' for task in TASKS for size in COMPACT_SIZES if compact_sizes(SCALE, 'ours', task) != (size, size)],
         [f'artifacts/{SCALE}/{task}/drawn/43_lookup-{SEEDS[0]}' for task in TASKS]
     output: touch(f'artifacts/{SCALE}/drawn/58_tables_with_baselines')
     log: f'runs/{SCALE}/58_tables_with_baselines.ipynb'

@@ -620,7 +620,7 @@ def try_again(
     return pooled(tried, episodes, rows, rehearse(autoencoder, archive, z[rows], settings, seed), settings.episodes)
 
 # %% ../nbs/37_small_denoiser.ipynb #0117042e
-from .autoencoder import CompactSettings, compact_size
+from .autoencoder import CompactSettings, compact_sizes
 
 # %% ../nbs/37_small_denoiser.ipynb #ec27b214
 def compact_design(
@@ -643,7 +643,7 @@ def compact_diffusion(
 ) -> DiffusionSettings:
     "The preset of a scale."
     check_choice('scale', scale, SCALES)
-    width, emb, n_waves = COMPACT_NETWORKS[compact_size(scale, method, task)]
+    width, emb, n_waves = COMPACT_NETWORKS[compact_sizes(scale, method, task)[1]]
     network = {'width': width, 'n_blocks': 1, 'emb': emb, 'cond_freqs': 0, 'n_waves': n_waves}
     laptop = DiffusionSettings(network, lr=3e-3, cosine=True, batch_size=128, epochs=3200, p_drop=.02, vlb_weight=0., velocity=True, sampling=Sampling(n_steps=3, last=24))
     smoke = replace(laptop, network={'width': 32, 'n_blocks': 1}, ema_decay=.98, batch_size=32, epochs=40)
