@@ -226,5 +226,5 @@ def film_strip(
     for j, t in enumerate(range(start, min(start + frames*every, len(pos)), every)):
         draw_body(ax, env, pos[t], rot[t], x0=j*gap - pos[t, 0, 0], alpha=1. if alive[t] else .25)
     ax.axhline(0, color='.5', lw=1)
-    ax.set(aspect='equal', xlim=(-gap*.8, (frames - .2)*gap), ylim=(-.1, max(1.75, pos[alive][..., 2].max() + .2)), xticks=[], yticks=[])
+    ax.set(aspect='equal', xlim=(-gap*.8, (frames - .2)*gap), ylim=(-.1, max(1.75, pos[alive][..., 2].max() + .4)), xticks=[], yticks=[])
     for s in ax.spines.values(): s.set_visible(False)

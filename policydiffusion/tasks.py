@@ -204,7 +204,7 @@ def draw_body(
     from matplotlib.patches import Circle, Polygon
     foot_colours = dict(zip(env.task.feet, ('#d1495b', '#00798c', '#edae49', '#66a182')))
     for ends, radius, name in sorted(body_segments(env, pos, rot), key=lambda s: -s[0][:, 1].mean()):
-        shade = np.clip(ends[:, 1].mean()*1.2, -.3, .3)  # far limbs (large y) are lighter
+        shade = np.clip((ends[:, 1].mean() - pos[0, 1])*1.2, -.3, .3)  # limbs beyond the torso (larger y) are lighter
         colour = np.clip(np.array(to_rgb(foot_colours.get(name, '#4a4e69'))) + shade*.6, 0, 1)
         p = ends[:, [0, 2]] + [x0, 0]
         d = p[1] - p[0]
