@@ -511,15 +511,15 @@ class CompactSettings:
 # %% ../nbs/23_behaviour_loss.ipynb #ddcf5ce4
 COMPACT_SIZES = {  # the shape of a latent and the directions of each layer
     'tiny': ((8,), (4, 2, 4)), 'small': ((12,), (8, 4, 8)), 'medium': ((16,), (16, 8, 16)), 'large': ((32,), (32, 16, 32))}
-AFFORDED = {  # task to the sizes of decoder and denoiser that keep the compression of its shipped archive above 20
-    'hopper': ('medium', 'small'), 'walker2d': ('medium', 'medium'), 'halfcheetah': ('medium', 'small'), 'ant': ('small', 'tiny'), 'humanoid': ('small', 'medium')}
+AFFORDED = {  # task to the sizes of decoder and denoiser (chapter 37) that keep the compression of its shipped archive above 20
+    'hopper': ('medium', 'lean'), 'walker2d': ('medium', 'medium'), 'halfcheetah': ('medium', 'lean'), 'ant': ('small', 'tiny'), 'humanoid': ('small', 'medium')}
 
 # %% ../nbs/23_behaviour_loss.ipynb #e0820f00
 def compact_sizes(
     scale: str,  # smoke, laptop or paper
     method: str,  # ours, or ours_ and a size
     task: str,  # Brax task
-) -> tuple:  # of the decoder, of the denoiser; keys of COMPACT_SIZES
+) -> tuple:  # of the decoder, a key of COMPACT_SIZES; of the denoiser, a key of chapter 37's COMPACT_NETWORKS
     "The sizes of a method's networks."
     sizes = {f'ours_{size}': (size, size) for size in COMPACT_SIZES} | {'ours': AFFORDED[task] if scale == 'laptop' else ('medium', 'medium')}
     return sizes[check_choice('method', method, sizes)]
