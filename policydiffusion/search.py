@@ -807,11 +807,10 @@ QUICK = PPOSettings(unroll=64, minibatches=16, entropy_weight=2e-3, min_log_std=
 
 # %% ../nbs/14_search.ipynb #cb178970
 def half_and_half(
-    horizon: int = 1000,  # steps of a trial
     **fan,  # settings of the fans that differ from the defaults
 ) -> SearchSettings:  # fans and iso+line, equal shares of the time
     "The laptop's search: fans and variation by turns, one runner-up a cell."
-    return SearchSettings((('fan', .5), ('iso_line', .5)), depth=2, horizon=horizon, fan=Fan(**fan))
+    return SearchSettings((('fan', .5), ('iso_line', .5)), depth=2, fan=Fan(**fan))
 
 # %% ../nbs/14_search.ipynb #6e5a478d
 LAPTOP = {
@@ -821,7 +820,7 @@ LAPTOP = {
     'halfcheetah': Scale(WarmStart((Stage(6_300_000, .97, 4e-4, 3e-4),), 4_000_000), QUICK,
                          half_and_half(pull=4., gamma=.97, ppo=PPOSettings(envs=16, unroll=64, minibatches=4)), 45.),
     'ant': Scale(WarmStart((Stage(12_000_000, .97, 5e-4, 3e-4),), 4_000_000), QUICK._replace(min_log_std=-1.6),
-                 half_and_half(500, pull=4., gamma=.97), 17.),
+                 half_and_half(pull=4., gamma=.97), 17.),
     'humanoid': Scale(WarmStart((Stage(12_000_000, .97, 4e-4, 3e-4), Stage(5_200_000, .985, 3e-4, 2e-4)), 5_000_000), QUICK._replace(entropy_weight=1e-3),
                       half_and_half(heads=12, pull=4., gamma=.98, ppo=PPOSettings(envs=32, minibatches=4)), 30.)}
 
