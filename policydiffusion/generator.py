@@ -633,7 +633,7 @@ def compact_design(
 
 # %% ../nbs/37_small_denoiser.ipynb #dd96dfbc
 COMPACT_NETWORKS = {  # size to width, size of the summary of time and condition, and random waves of the residual network
-    'tiny': (40, 64, 32), 'slim': (52, 80, 52), 'small': (64, 96, 64), 'lean': (80, 120, 80), 'medium': (96, 144, 96), 'large': (160, 224, 128)}
+    'tiny': (40, 64, 32), 'small': (64, 96, 64), 'lean': (80, 120, 80), 'medium': (96, 144, 96), 'large': (160, 224, 128)}
 
 # %% ../nbs/37_small_denoiser.ipynb #06a191ce
 def compact_diffusion(
