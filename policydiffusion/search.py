@@ -8,7 +8,8 @@ __all__ = ['PAPER_ARBORESCENCE', 'TINY', 'SMOKE', 'QUICK', 'LAPTOP', 'PPGA_BY_TA
            'ppo_step', 'Stage', 'WarmStart', 'Pool', 'cell_of', 'empty_pool', 'insert', 'parent_weights', 'iso_line',
            'try_candidates', 'Ancestor', 'update_moments', 'save_state', 'warm_start', 'Fan', 'fan_pay', 'fan_round',
            'XNES', 'xnes_update', 'Arborescence', 'Walker', 'jacobian', 'follow', 'branch', 'soft_improvement',
-           'SearchSettings', 'Search', 'run_search', 'correct', 'Scale', 'half_and_half', 'search_scale', 'spread_out']
+           'SearchSettings', 'Search', 'run_search', 'correct', 'Scale', 'half_and_half', 'search_scale', 'on_a_card',
+           'spread_out']
 
 # %% ../nbs/14_search.ipynb #6d354255
 import time
@@ -844,6 +845,17 @@ def search_scale(
     warm = laptop.warm._replace(stages=tuple(s._replace(steps=more*s.steps) for s in laptop.warm.stages), freeze_steps=more*laptop.warm.freeze_steps)
     search = SearchSettings((('ppga', 1.),), batch=300, episodes=9, lanes=4096, ppga=ppga)
     return Scale(warm, laptop.ppo._replace(envs=more*laptop.ppo.envs), search, 48*60., 50, iterations=2000)
+
+# %% ../nbs/14_search.ipynb #1e556685
+def on_a_card(
+    laptop: Scale,  # a task's settings
+) -> Scale:  # the same search, wider
+    "The laptop's search in the numbers that keep a graphics card busy."
+    fan = laptop.search.fan
+    ppo = fan.ppo._replace(envs=256, unroll=32, minibatches=16, min_log_std=-1.8)
+    fan = fan._replace(heads=64, updates=300, snapshot=10, log_std=-1.4, lr=3e-4, pull=8., ppo=ppo)
+    search = laptop.search._replace(batch=4096, lanes=4096, depth=3, fan=fan, iso=(.002, .015), line=(.05, .7))
+    return laptop._replace(search=search, minutes=8.)
 
 # %% ../nbs/14_search.ipynb #19a2b73e
 def spread_out(
