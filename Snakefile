@@ -4,7 +4,6 @@ import shutil, sys
 from policydiffusion.archive import Archive
 from policydiffusion.autoencoder import COMPACT_SIZES, compact_sizes
 from policydiffusion.core import SCALES, SEEDS, check_choice
-from policydiffusion.language import PREDICATES
 from policydiffusion.tasks import get_task
 
 RUNS = {  # the seeds of every method that is trained at each scale
@@ -247,8 +246,6 @@ rule with_baselines:  # what simpler methods do with as many numbers, and ours w
     message: says('54_frontier', TASKS[0])
     shell: notebook('54_frontier', given='{params.given}')
 
-TALKING = [task for task in TASKS if task in PREDICATES]  # tasks of which somebody has decided what can be said
-
 rule language:
     input: rules.dataset.output, 'artifacts/{scale}/{task}/ours-{seed}/answers.safetensors', 'artifacts/{scale}/{task}/ours-{seed}/generator.safetensors'
     output: 'artifacts/{scale}/{task}/ours-{seed}/text_generator.safetensors'
@@ -279,27 +276,25 @@ rule combine:
     resources: **cost('combine')
     shell: notebook('45_combine', 'task', 'scale', 'seed')
 
-STEERING = {  # figure: what it reads
-    name: [f'artifacts/{SCALE}/{TALKING[0]}/ours-{SEEDS[0]}/{file}.safetensors' for file in files]
-    for name, files in {'51_fig2_sequences': ('text_generator', 'sequence'), '52_fig3_prompts': ('text_generator',)}.items() if TALKING}
+STEERING = {'51_fig2_sequences': ('text_generator', 'sequence'), '52_fig3_prompts': ('text_generator',)}  # figure: what it reads of the run
 
-for name, reads in STEERING.items():
-    rule:
-        name: name
-        input: reads
-        output: touch(f'artifacts/{SCALE}/drawn/{name}')
-        log: f'runs/{SCALE}/{name}.ipynb'
-        benchmark: f'artifacts/{SCALE}/drawn/times/{name}.tsv'
-        params: given=f'-r scale {SCALE} -r task {TALKING[0]} -p seed {SEEDS[0]}'
-        message: says(name, TALKING[0])
-        shell: notebook('{rule}', given='{params.given}')
+for name, files in STEERING.items():
+    for task in TASKS:
+        rule:
+            name: f'{name}_{task}'
+            input: [f'artifacts/{SCALE}/{task}/ours-{SEEDS[0]}/{file}.safetensors' for file in files]
+            output: touch(f'artifacts/{SCALE}/{task}/drawn/{name}')
+            log: f'runs/{SCALE}/{task}/{name}.ipynb'
+            benchmark: f'artifacts/{SCALE}/{task}/times/{name}.tsv'
+            params: notebook=name, given=f'-r scale {SCALE} -r task {task} -p seed {SEEDS[0]}'  # read when the loop is at it; the shell line is read when it is over
+            message: says(name, task)
+            shell: notebook('{params.notebook}', given='{params.given}')
 
 rule with_steering:  # sequences, several wishes at once, words; not part of the main job
     input:
-        [f'artifacts/{SCALE}/drawn/{name}' for name in STEERING],
-        [f'artifacts/{SCALE}/{task}/ours-{seed}/sequence.safetensors' for task in TASKS for seed in RUNS[SCALE]['ours'][:2]],
-        [f'artifacts/{SCALE}/{task}/ours-{seed}/text_generator.safetensors' for task in TALKING for seed in RUNS[SCALE]['ours'][:2]],
-        [f'artifacts/{SCALE}/{task}/drawn/45_combine-{SEEDS[0]}' for task in TASKS]
+        [f'artifacts/{SCALE}/{task}/drawn/{name}' for task in TASKS for name in STEERING],
+        [f'artifacts/{SCALE}/{task}/ours-{seed}/{file}.safetensors' for task in TASKS for seed in RUNS[SCALE]['ours'][:2] for file in ('sequence', 'text_generator')],
+        [f'artifacts/{SCALE}/{task}/drawn/45_combine-{SEEDS[0]}' for task in TASKS if get_task(task).n_measures == 2]
     log: f'runs/{SCALE}/58_tables_with_steering.ipynb'
     params: given=TABLES
     message: 'the tables once more, with steering'

@@ -183,8 +183,10 @@ def save_fig(
     fig,  # a matplotlib figure
     name: str,  # file name without ending, such as 'fig7_heatmaps'
     scale: str,  # smoke figures go to artifacts/smoke/figures, the others to figures/
+    task: str = None,  # whose picture it is, if each machine has one; walker2d's goes without saying
 ) -> Path:  # the PNG written
     "Save a figure as PDF and 100-dpi PNG, byte-identical whenever the data are."
+    if task not in (None, 'walker2d'): name = f'{name}_{task}'
     fig.canvas.draw()  # settle the layout once: a second pass would move the axes by a hair
     fig.set_layout_engine('none')
     folder = ARTIFACTS/'smoke'/'figures' if check_choice('scale', scale, SCALES) == 'smoke' else FIGURES

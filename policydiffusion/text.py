@@ -63,11 +63,15 @@ def token_states(
     encoder: str = 'minilm',  # whose understanding
     source: str = None,  # folder or hub name of the encoder; the usual one if None
     batch: int = 64,  # texts at a time
-) -> tuple:  # states (n, t, d), and (n, t) bool, which of them belong to a token
+    halfway: bool = False,  # whether to put the middle layer's states before those of the last
+) -> tuple:  # states (n, t, d), twice as wide if halfway, and (n, t) bool, which of them belong to a token
     "What the encoder makes of each token, padded to the longest text."
     texts, (tokenizer, model) = check_texts(texts), load_encoder(encoder, source)
     size = dict(padding='max_length', truncation=True, max_length=min(77, max(len(x) for x in tokenizer(texts)['input_ids'])), return_tensors='pt')
-    parts = [(model(**tokens).last_hidden_state, tokens['attention_mask'].bool()) for tokens in (tokenizer(texts[i:i + batch], **size) for i in range(0, len(texts), batch))]
+    def states(tokens):
+        out = model(**tokens, output_hidden_states=halfway)
+        return torch.cat([out.hidden_states[len(out.hidden_states)//2], out.last_hidden_state], 2) if halfway else out.last_hidden_state
+    parts = [(states(tokens), tokens['attention_mask'].bool()) for tokens in (tokenizer(texts[i:i + batch], **size) for i in range(0, len(texts), batch))]
     return tuple(torch.cat(x) for x in zip(*parts))
 
 # %% ../nbs/25_sentences.ipynb #adf7340e
@@ -97,13 +101,18 @@ NOTHING = 'nothing'  # stands for no predicate at all
 # %% ../nbs/25_sentences.ipynb #32af7cc2
 def load_words(
     taught: bool = True,  # those to learn from, or those kept back
+    about: tuple = None,  # names of the predicates that can be asked for; all if None
     path: Path = WORDS,  # a table of predicates and phrases
 ) -> pd.DataFrame:  # columns predicate and phrase
-    "The phrases of one kind."
+    "The phrases of one kind; of those that name other predicates a tenth is kept, to say NOTHING here."
     table = pd.read_csv(path, sep='\t')
     missing = {'predicate', 'taught', 'phrase'} - set(table)
     if missing: raise ValueError(f"{path} lacks the columns {', '.join(sorted(missing))}: expected predicate, taught and phrase")
-    return table[table.taught == ('yes' if taught else 'no')][['predicate', 'phrase']].reset_index(drop=True)
+    table = table.loc[table.taught == ('yes' if taught else 'no'), ['predicate', 'phrase']]
+    if about is not None:
+        known = table.predicate.map(lambda p: set(p.split()) <= {*about, NOTHING})
+        table = pd.concat([table[known], table[~known].iloc[::10].assign(predicate=NOTHING)])
+    return table.reset_index(drop=True)
 
 # %% ../nbs/25_sentences.ipynb #102ff33b
 class Reader(nn.Module):
@@ -111,7 +120,7 @@ class Reader(nn.Module):
     def __init__(self,
         labels: tuple,  # what a clause may say, as in the table of words
         encoder: str = 'minilm',  # whose token states it reads
-        size: int = 384,  # numbers in a token state
+        size: int = 768,  # numbers in a token's states
         looks: int = 4,  # weighted means over the tokens
     ):
         super().__init__()
@@ -121,7 +130,7 @@ class Reader(nn.Module):
         self.look, self.tell, self.drop = nn.Linear(size, looks), nn.Linear(looks*size, len(labels)), nn.Dropout(.3)
 
     def forward(self,
-        states: torch.Tensor,  # (b, t, size) token states
+        states: torch.Tensor,  # (b, t, size) token states, halfway and last
         there: torch.Tensor,  # (b, t) bool, which are tokens
     ) -> torch.Tensor:  # (b, labels) logits
         "Look at the tokens, tell."
@@ -136,7 +145,7 @@ class Reader(nn.Module):
         "Which predicates each sentence names."
         cut = [clauses(text) for text in texts]
         owner = np.repeat(np.arange(len(cut)), [len(c) for c in cut])
-        chance, label = self.eval()(*token_states(sum(cut, []), self.encoder)).softmax(1).max(1)
+        chance, label = self.eval()(*token_states(sum(cut, []), self.encoder, halfway=True)).softmax(1).max(1)
         heard = self.names[label]*(chance >= sure).numpy()[:, None]  # (clauses, predicates)
         said = np.zeros((len(cut), len(self.predicates)), np.float32)
         np.maximum.at(said, owner, heard)
@@ -153,7 +162,7 @@ def train_reader(
     "Cross-entropy, with a little label smoothing since meanings overlap."
     torch.manual_seed(seed)
     labels = sorted(set(words.predicate))
-    (states, there), target = token_states(words.phrase.tolist(), encoder), torch.tensor([labels.index(p) for p in words.predicate])
+    (states, there), target = token_states(words.phrase.tolist(), encoder, halfway=True), torch.tensor([labels.index(p) for p in words.predicate])
     reader = Reader(labels, encoder, states.shape[2])
     optimiser = torch.optim.AdamW(reader.parameters(), 2e-3, weight_decay=.05)
     for step in range(steps):

@@ -75,6 +75,22 @@ def test_padding_hides_nothing_and_adds_nothing():
     np.testing.assert_allclose(padded[0][mask[0]], alone[0][there[0]], atol=2e-5)
 
 
+def test_halfway_states_stand_before_the_last_ones():
+    tokenizer, model = load_encoder()
+    both, there = token_states(['hop on the right foot'], halfway=True)
+    outputs = model(**tokenizer(['hop on the right foot'], return_tensors='pt'), output_hidden_states=True).hidden_states
+    assert len(outputs) == 7 and both.shape == (1, 7, 768)  # embeddings and six layers; five words and two ends
+    np.testing.assert_allclose(both[0], torch.cat([outputs[3], outputs[6]], 2)[0], atol=2e-5)
+
+
+def test_words_of_other_machines_say_nothing(tmp_path):
+    rows = [('fast', 'yes', 'run'), ('tall', 'yes', 'rise'), ('fast tall', 'yes', 'strut'), ('nothing', 'yes', 'cook'), ('fast', 'no', 'race')] + [('left_up', 'yes', f'left {i}') for i in range(20)]
+    pd.DataFrame(rows, columns=['predicate', 'taught', 'phrase']).to_csv(tmp_path/'words.tsv', sep='\t', index=False)
+    heard = load_words(about=('fast', 'tall'), path=tmp_path/'words.tsv')
+    assert heard.values.tolist() == [['fast', 'run'], ['tall', 'rise'], ['fast tall', 'strut'], ['nothing', 'cook'], ['nothing', 'left 0'], ['nothing', 'left 10']]
+    assert len(load_words(path=tmp_path/'words.tsv')) == 24 and load_words(False, ('fast',), tmp_path/'words.tsv').values.tolist() == [['fast', 'race']]
+
+
 def test_phrases_kept_back_were_not_taught():
     taught, kept = load_words(), load_words(taught=False)
     assert not set(taught.phrase) & set(kept.phrase) and taught.phrase.is_unique and kept.phrase.is_unique
