@@ -99,8 +99,14 @@ def ablations(studies, seeds):
     "What chapter 44 leaves behind, for every task."
     return [f'artifacts/{SCALE}/{task}/drawn/44_ablations-{study}-{seed}' for task in TASKS for study in studies for seed in seeds]
 
+STEERED = '51_fig2_sequences', '52_fig3_prompts'  # one of each machine; words come from the shipped generators until `make steering` has taught others
+NOW = [] if SCALE == 'paper' else TASKS  # of which they can be drawn at once: no generator of the paper's scale is shipped
+
 rule all:
-    input: [f'artifacts/{SCALE}/drawn/{name}' for name in FIGURES], ablations(('kl', 'hidden'), SEEDS) if SCALE == 'paper' else []
+    input:
+        [f'artifacts/{SCALE}/drawn/{name}' for name in FIGURES],
+        [f'artifacts/{SCALE}/{task}/drawn/{name}' for task in NOW for name in STEERED],
+        ablations(('kl', 'hidden'), SEEDS) if SCALE == 'paper' else []
 
 rule search:
     output: 'artifacts/{scale}/{task}/search-{seed}/archive.safetensors'
@@ -258,7 +264,7 @@ rule language:
 
 rule sequences:
     input: 'artifacts/{scale}/{task}/ours-{seed}/generator.safetensors'
-    output: 'artifacts/{scale}/{task}/ours-{seed}/sequence.safetensors'
+    output: touch('artifacts/{scale}/{task}/drawn/41_compose-{seed}')
     log: 'runs/{scale}/{task}/ours-{seed}/41_compose.ipynb'
     benchmark: 'artifacts/{scale}/{task}/ours-{seed}/times/41_compose.tsv'
     message: says('sequences', '{wildcards.task} {wildcards.seed}')
@@ -276,24 +282,24 @@ rule combine:
     resources: **cost('combine')
     shell: notebook('45_combine', 'task', 'scale', 'seed')
 
-STEERING = {'51_fig2_sequences': ('text_generator', 'sequence'), '52_fig3_prompts': ('text_generator',)}  # figure: what it reads of the run
-
-for name, files in STEERING.items():
-    for task in TASKS:
-        rule:
-            name: f'{name}_{task}'
-            input: [f'artifacts/{SCALE}/{task}/ours-{SEEDS[0]}/{file}.safetensors' for file in files]
-            output: touch(f'artifacts/{SCALE}/{task}/drawn/{name}')
-            log: f'runs/{SCALE}/{task}/{name}.ipynb'
-            benchmark: f'artifacts/{SCALE}/{task}/times/{name}.tsv'
-            params: notebook=name, given=f'-r scale {SCALE} -r task {task} -p seed {SEEDS[0]}'  # read when the loop is at it; the shell line is read when it is over
-            message: says(name, task)
-            shell: notebook('{params.notebook}', given='{params.given}')
+for task in TASKS:
+    for name in STEERED:
+        for words in ('', '_steered'):
+            MINUTES[f'{name}_{task}{words}'] = MINUTES.get(name, .5)
+            rule:
+                name: f'{name}_{task}{words}'
+                input: f'artifacts/{SCALE}/{task}/ours-{SEEDS[0]}/{"text_" if words else ""}generator.safetensors'
+                output: touch(f'artifacts/{SCALE}/{task}/drawn/{name}{words}')
+                log: f'runs/{SCALE}/{task}/{name}.ipynb'
+                benchmark: f'artifacts/{SCALE}/{task}/times/{name}{words}.tsv'
+                params: notebook=name, given=f'-r scale {SCALE} -r task {task} -p seed {SEEDS[0]}'  # read when the loop is at it; the shell line is read when it is over
+                message: says(name, task)
+                shell: notebook('{params.notebook}', given='{params.given}')
 
 rule with_steering:  # sequences, several wishes at once, words; not part of the main job
     input:
-        [f'artifacts/{SCALE}/{task}/drawn/{name}' for task in TASKS for name in STEERING],
-        [f'artifacts/{SCALE}/{task}/ours-{seed}/{file}.safetensors' for task in TASKS for seed in RUNS[SCALE]['ours'][:2] for file in ('sequence', 'text_generator')],
+        [f'artifacts/{SCALE}/{task}/drawn/{name}_steered' for task in TASKS for name in STEERED],
+        [f'artifacts/{SCALE}/{task}/{file}' for task in TASKS for seed in RUNS[SCALE]['ours'][:2] for file in (f'drawn/41_compose-{seed}', f'ours-{seed}/text_generator.safetensors')],
         [f'artifacts/{SCALE}/{task}/drawn/45_combine-{SEEDS[0]}' for task in TASKS if get_task(task).n_measures == 2]
     log: f'runs/{SCALE}/58_tables_with_steering.ipynb'
     params: given=TABLES

@@ -355,7 +355,7 @@ def paper_map(
     def ours(metric, methods):
         found = {m: mean_and_sd(part.value, (COLUMNS | STEERING)[metric]) for m, part in rows[rows.metric == metric].groupby('method') if m in methods}
         return '; '.join(f'`{m}` {v}' for m, v in found.items()) + (f' ({names[metric]})' if metric in names else '')
-    table = [{'paper item': item, 'notebook': f'[`{nb}`](nbs/{nb}.ipynb)', 'command': f"`make {'steering' if metric in STEERING else 'figures'} TASKS={task}`",
+    table = [{'paper item': item, 'notebook': f'[`{nb}`](nbs/{nb}.ipynb)', 'command': f"`make figures TASKS={task}`" + ', numbers `make steering`'*(metric in STEERING),
               'minutes': f'{minutes[nb]:.1f}' if nb in minutes else '',
               'our number': ours(metric, ('paper',) if nb == '53_fig4_epochs' else GENERATORS) if metric else 'drawn', "the paper's": CLAIMED.get(metric, 'not published here') if metric else 'drawn'}
              for item, nb, metric in PAPER_ITEMS]
