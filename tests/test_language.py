@@ -16,7 +16,7 @@ from policydiffusion.generator import JUDGED, Generator, Judge
 from policydiffusion.language import PREDICATES, Predicate, get_predicates, say, text_design, train_judge, truth, watch, wishes
 from policydiffusion.policy import act_jax
 from policydiffusion.rollout import evaluate
-from policydiffusion.tasks import make_env
+from policydiffusion.tasks import TASKS, make_env
 from policydiffusion.text import Reader, load_words
 
 ARCHIVE = Archive.load(DATA/'archives'/'walker2d.safetensors', 'walker2d')
@@ -93,7 +93,6 @@ def test_captions_name_elites_and_claim_what_can_be_said(task):
     assert set(' '.join(captions.claims).split()) <= {p.name for p in get_predicates(task)}
 
 
-SHIPPED = ('hopper', 'walker2d', 'ant', 'humanoid')  # generators that are asked in words
 OPPOSITES = ('right_up right_down', 'left_up left_down', 'front_up front_down', 'back_up back_down', *(f'foot_{i}_up foot_{i}_down' for i in (1, 2, 3, 4)), 'airborne grounded', 'fast slow',
              'upright leaning_back', 'leaning_forward leaning_back', 'tall crouched', 'calm restless', 'lasts falls')
 
@@ -219,7 +218,7 @@ def test_warnings_name_what_was_not_understood_and_the_nearest_that_can_be_done(
     assert 'asks for airborne, fast: nothing that this generator was taught does all of it, the nearest is' in str(caught[1].message)
 
 
-@pytest.mark.parametrize('task', SHIPPED)
+@pytest.mark.parametrize('task', TASKS)
 def test_shipped_generators_know_their_words(task):
     generator = Generator.load(path := DATA/'generators'/f'{task}_text.safetensors', task)
     names = tuple(p.name for p in get_predicates(generator.task))
