@@ -298,7 +298,7 @@ def steering_table(
 
 # %% ../nbs/58_tables.ipynb #e0fec6d1
 COMBINED = {'original_again': 'the archive\'s elite itself', 'ours_whole': '`ours`, asked at once', 'ours_free_w0': 'taught to hear half, asked at once', 'ours_free_product_w0': 'product of two halves',
-            'ours_free_product_w1': 'product, guidance 1', 'ours_free_product_w4': 'product, guidance 4', 'ours_free_right': 'only the first half asked', 'ours_free_left': 'only the second half asked'}  # method to what is asked how
+            'ours_free_product_w1': 'product, guidance 1', 'ours_free_product_w4': 'product, guidance 4', 'ours_free_first': 'only the first half asked', 'ours_free_second': 'only the second half asked'}  # method to what is asked how
 
 # %% ../nbs/58_tables.ipynb #75d469e2
 def combination_table(
