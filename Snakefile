@@ -11,7 +11,7 @@ RUNS = {  # the seeds of every method that is trained at each scale
     'laptop': {'ours': SEEDS, 'paper': SEEDS[:2]},
     'paper': {'ours': SEEDS, 'paper': SEEDS}}
 STUDIES = 'kl', 'hidden', 'centring', 'latent', 'behaviour', 'guidance', 'steps'  # of chapter 44
-MINUTES = {'dataset': 2, 'autoencoder': 3, 'diffusion': 3, 'behaviour': 1, 'rehearsal': 2, 'small_denoiser': 1, 'metrics': 1, '53_fig4_epochs': 1, 'baselines': 20, 'held_out': 10, 'ablation': 5, 'language': 8, 'sequences': 6, 'combine': 4, '52_fig3_prompts': 1}  # at laptop scale on 2 cores; .5 for the others
+MINUTES = {'dataset': 2, 'autoencoder': 3, 'diffusion': 3, 'behaviour': 1, 'rehearsal': 2, 'small_denoiser': 1, 'metrics': 1, '53_fig4_epochs': 1, 'baselines': 20, 'held_out': 10, 'ablation': 5, 'language': 8, 'sequences': 2, 'combine': 1, '52_fig3_prompts': 1}  # at laptop scale on 2 cores; .5 for the others
 # log lines of papermill and of the kernel that say nothing about the run
 CHATTER = 'IPKernelApp|(Input|Output) Notebook: |Executing notebook with|(Executing|Ending) Cell|<Figure size|Black is not installed|^$'
 
@@ -84,13 +84,23 @@ COMMON_SEEDS = [s for s in SEEDS if all(s in seeds for seeds in RUNS[SCALE].valu
 LISTS = dict(tasks=','.join(TASKS), methods=','.join(RUNS[SCALE]), seeds=','.join(map(str, COMMON_SEEDS)))
 ONE_SEED = dict(tasks=LISTS['tasks'], seed=COMMON_SEEDS[0])
 COMPARED = [f'artifacts/{SCALE}/{task}/reference.safetensors' for task in TASKS] + runs('{run}/generated.safetensors')
+STEERED = '51_fig2_sequences', '52_fig3_prompts'  # one of each machine; words come from the shipped generators until `make steering` has taught others
+NOW = [] if SCALE == 'paper' else TASKS  # of which they can be drawn at once: no generator of the paper's scale is shipped
+
+
+def played(tasks, seeds):
+    "Sequences with these seeds, and several wishes at once with the first, where two measures make two halves."
+    return [f'artifacts/{SCALE}/{task}/drawn/41_compose-{seed}' for task in tasks for seed in seeds] + \
+           [f'artifacts/{SCALE}/{task}/drawn/45_combine-{SEEDS[0]}' for task in tasks if get_task(task).n_measures == 2]
+
+PLAYED = played(NOW, SEEDS[:1])
 FIGURES = {  # notebook: what it reads, its parameters
     '50_fig1_architecture': ([], dict(task=TASKS[0])),
     '53_fig4_epochs': ([path for path in runs('{run}/autoencoder.safetensors') if '/paper-' in path], dict(LISTS, methods='paper')),
     '55_fig8_tsne': (runs('{run}/latents.safetensors'), dict(ONE_SEED, method=list(RUNS[SCALE])[0])),
     '56_fig6_cdf': (COMPARED, LISTS),
     '57_fig7_heatmaps': (COMPARED, dict(ONE_SEED, methods=LISTS['methods'])),
-    '58_tables': (runs('results/{run}-metrics.csv'), LISTS)}
+    '58_tables': (runs('results/{run}-metrics.csv') + PLAYED, LISTS)}
 
 RUN = '{wildcards.task} {wildcards.method}-{wildcards.seed}'
 
@@ -98,9 +108,6 @@ RUN = '{wildcards.task} {wildcards.method}-{wildcards.seed}'
 def ablations(studies, seeds):
     "What chapter 44 leaves behind, for every task."
     return [f'artifacts/{SCALE}/{task}/drawn/44_ablations-{study}-{seed}' for task in TASKS for study in studies for seed in seeds]
-
-STEERED = '51_fig2_sequences', '52_fig3_prompts'  # one of each machine; words come from the shipped generators until `make steering` has taught others
-NOW = [] if SCALE == 'paper' else TASKS  # of which they can be drawn at once: no generator of the paper's scale is shipped
 
 rule all:
     input:
@@ -299,8 +306,8 @@ for task in TASKS:
 rule with_steering:  # sequences, several wishes at once, words; not part of the main job
     input:
         [f'artifacts/{SCALE}/{task}/drawn/{name}_steered' for task in TASKS for name in STEERED],
-        [f'artifacts/{SCALE}/{task}/{file}' for task in TASKS for seed in RUNS[SCALE]['ours'][:2] for file in (f'drawn/41_compose-{seed}', f'ours-{seed}/text_generator.safetensors')],
-        [f'artifacts/{SCALE}/{task}/drawn/45_combine-{SEEDS[0]}' for task in TASKS if get_task(task).n_measures == 2]
+        [f'artifacts/{SCALE}/{task}/ours-{seed}/text_generator.safetensors' for task in TASKS for seed in RUNS[SCALE]['ours'][:2]],
+        played(TASKS, RUNS[SCALE]['ours'][:2])
     log: f'runs/{SCALE}/58_tables_with_steering.ipynb'
     params: given=TABLES
     message: 'the tables once more, with steering'
