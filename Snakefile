@@ -111,7 +111,7 @@ def ablations(studies, seeds):
 
 rule all:
     input:
-        [f'artifacts/{SCALE}/drawn/{name}' for name in FIGURES],
+        [f'artifacts/{SCALE}/drawn/{name}' for name in FIGURES], PLAYED,
         [f'artifacts/{SCALE}/{task}/drawn/{name}' for task in NOW for name in STEERED],
         ablations(('kl', 'hidden'), SEEDS) if SCALE == 'paper' else []
 
