@@ -394,7 +394,7 @@ def readme_block(
         steering = steering_table(results, scale, task)
         if len(steering): parts += [f'**{task}, steered** (`make steering`)', steering.to_markdown(disable_numparse=True)]
         combined = combination_table(results, scale, task)
-        if len(combined): parts += [f'**{task}, two wishes at once** (`make steering`)', combined.to_markdown(disable_numparse=True)]
+        if len(combined): parts += [f'**{task}, two wishes at once** (`make figures`)', combined.to_markdown(disable_numparse=True)]
     return '\n\n'.join(parts)
 
 # %% ../nbs/58_tables.ipynb #2ae484c9
