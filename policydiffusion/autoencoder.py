@@ -521,7 +521,8 @@ def compact_sizes(
     task: str,  # Brax task
 ) -> tuple:  # of the decoder, a key of COMPACT_SIZES; of the denoiser, a key of chapter 37's COMPACT_NETWORKS
     "The sizes of a method's networks."
-    sizes = {f'ours_{size}': (size, size) for size in COMPACT_SIZES} | {'ours': AFFORDED[task] if scale == 'laptop' else ('medium', 'medium')}
+    usual = 'medium', 'medium'
+    sizes = {f'ours_{size}': (size, size) for size in COMPACT_SIZES} | {'ours': AFFORDED.get(task, usual) if scale == 'laptop' else usual}
     return sizes[check_choice('method', method, sizes)]
 
 # %% ../nbs/23_behaviour_loss.ipynb #f733471a

@@ -140,6 +140,8 @@ def evaluate(
     mean, std = (pad(np.asarray(x, np.float32)) if np.ndim(x) == 2 else jnp.asarray(x, jnp.float32) for x in (obs_mean, obs_std))
     out = _evaluate(task, spec, lanes, n_episodes, described, horizon, jnp.asarray(rows), pad(params), mean, std, jax.random.key(seed), n)
     ret, length, m = (np.asarray(out[k]).reshape((n_max, n_episodes) + out[k].shape[1:])[rows.argsort()[:n]] for k in ('ret', 'length', 'measures'))
+    if not described and n and (m.min() < -1e-4 or m.max() > 1 + 1e-4):
+        raise ValueError(f"measures of {task} reach from {m.min():.3g} to {m.max():.3g}: expected 0 to 1; scale them in its entry of TASKS")
     return Evaluation(ret.mean(1), m.mean(1), length.mean(1), ret.std(1), m.std(1))
 
 # %% ../nbs/12_rollouts.ipynb #524f19be

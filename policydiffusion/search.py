@@ -835,13 +835,13 @@ def search_scale(
     scale: str,  # smoke, laptop or paper
     task: str,  # Brax task
 ) -> Scale:  # settings of the whole search
-    "What a task is searched with."
+    "What a task is searched with; walker2d's settings where it has none of its own."
     get_task(task)
     if check_choice('scale', scale, SCALES) == 'smoke': return SMOKE
-    if scale == 'laptop': return LAPTOP[task]
-    sigma, alpha, threshold, lr, kl = PPGA_BY_TASK[task]
+    laptop, (sigma, alpha, threshold, lr, kl) = (known.get(task, known['walker2d']) for known in (LAPTOP, PPGA_BY_TASK))
+    if scale == 'laptop': return laptop
     ppga = PAPER_ARBORESCENCE._replace(sigma=sigma, alpha=alpha, threshold=threshold, lr=lr, ppo=PAPER_ARBORESCENCE.ppo._replace(target_kl=kl))
-    laptop, more = LAPTOP[task], 16  # times as many environments, and steps, so that there are as many updates
+    more = 16  # times as many environments, and steps, so that there are as many updates
     warm = laptop.warm._replace(stages=tuple(s._replace(steps=more*s.steps) for s in laptop.warm.stages), freeze_steps=more*laptop.warm.freeze_steps)
     search = SearchSettings((('ppga', 1.),), batch=300, episodes=9, lanes=4096, ppga=ppga)
     return Scale(warm, laptop.ppo._replace(envs=more*laptop.ppo.envs), search, 48*60., 50, iterations=2000)

@@ -1,11 +1,17 @@
 "A hand-made pose gives the contact it should, on every task."
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from brax import contact, kinematics
 
-from policydiffusion.tasks import TASKS, foot_heights, get_task, make_env
+from policydiffusion import dataset, rollout
+from policydiffusion.autoencoder import compact_settings
+from policydiffusion.rollout import evaluate
+from policydiffusion.search import search_scale
+from policydiffusion.tasks import TASKS, Task, foot_heights, foot_points, get_task, make_env
 
 
 def pose(name, **joints):
@@ -21,7 +27,9 @@ def pose(name, **joints):
 def test_registry_has_the_sizes_of_brax(name):
     task, env = get_task(name), make_env(name).env
     assert (task.obs_size, task.act_size) == (env.observation_size, env.action_size)
-    assert len(task.dims) == len(task.paper_dims) == task.n_measures == len(task.feet) + task.lean
+    state, measures = jax.eval_shape(lambda key: make_env(name).step(make_env(name).reset(key), jnp.zeros(task.act_size)), jax.random.key(0))
+    assert state.obs.shape == (task.obs_size,) and measures.shape == (task.n_measures,)
+    assert len(task.dims) == len(task.paper_dims) == task.n_measures
 
 
 @pytest.mark.parametrize('name', TASKS)
@@ -102,3 +110,39 @@ def test_hopper_leans_forward():
 def test_unknown_task_is_one_sentence():
     with pytest.raises(ValueError, match="task 'cow' is unknown: expected one of hopper, walker2d"):
         get_task('cow')
+
+
+def test_a_task_of_ones_own(monkeypatch):
+    "Other measures of the same machine: rewards and lengths as before, and a measure is the mean over the steps of the episode."
+    height = lambda state: state.pipeline_state.x.pos[:1, 2]/2
+    monkeypatch.setitem(TASKS, 'walker2d_height', Task('walker2d_height', 17, 6, (), ('height',), (8,), (100,), 0., also=height, env='walker2d'))
+    spec = get_task('walker2d_height').spec((8,))
+    params = np.random.default_rng(0).normal(size=(3, spec.n_params))/4
+    mine, walker = (evaluate(task, spec, params, np.zeros(17), np.ones(17), n_episodes=1, horizon=30, lanes=4, n_max=4) for task in ('walker2d_height', 'walker2d'))
+    np.testing.assert_allclose(mine.objective, walker.objective, rtol=1e-5)
+    np.testing.assert_array_equal(mine.length, walker.length)
+    assert mine.measures.shape == (3, 1) and ((mine.measures > .35) & (mine.measures < .65)).all()  # a torso starts at 1.25 m and is healthy from 0.8 m
+
+
+def test_a_foot_that_is_a_box_is_refused():
+    model = SimpleNamespace(geom=lambda name: SimpleNamespace(type=[6]))
+    with pytest.raises(ValueError, match="geometry 'sole' is neither a sphere nor a capsule"): foot_points(SimpleNamespace(sys=SimpleNamespace(mj_model=model)), 'sole')
+
+
+def test_a_task_that_no_list_knows_has_settings_and_policies_to_practise_on(monkeypatch, tmp_path):
+    monkeypatch.setitem(TASKS, 'stroller', Task('stroller', 5, 2, (), ('a', 'b', 'c'), (3, 4, 5), (9,)*3, 0.))
+    for scale in ('laptop', 'paper'): assert search_scale(scale, 'stroller') == search_scale(scale, 'walker2d')
+    assert compact_settings('laptop', 'ours', 'stroller') == compact_settings('laptop', 'ours', 'walker2d')
+    monkeypatch.setattr(dataset, 'DATA', tmp_path)
+    archive = dataset.load_archive('stroller', 'smoke')
+    assert archive.spec == get_task('stroller').spec() and archive.dims == (3, 4, 5) and archive.task == 'stroller'
+    with pytest.raises(FileNotFoundError, match='stroller.safetensors does not exist'): dataset.load_archive('stroller', 'laptop')
+
+
+def test_measures_out_of_range_are_refused(monkeypatch):
+    results = {'ret': np.zeros(8), 'length': np.full(8, 9), 'measures': np.full((8, 1), 1.25)}
+    monkeypatch.setitem(TASKS, 'stroller', Task('stroller', 5, 2, (), ('pace',), (3,), (9,), 0.))
+    monkeypatch.setattr(rollout, '_evaluate', lambda *_: results)
+    spec = get_task('stroller').spec()
+    with pytest.raises(ValueError, match='measures of stroller reach from 1.25 to 1.25: expected 0 to 1'):
+        evaluate('stroller', spec, np.zeros((2, spec.n_params)), np.zeros(5), np.ones(5), n_episodes=1, n_max=8)
