@@ -404,8 +404,8 @@ def readme_block(
     "The README's tables."
     found = set(results.query('scale == @scale and method != "original"').task)
     tasks = sorted(found, key=(MAIN_TASK, *TASKS).index)
-    parts = [paper_map(results, scale, tasks[0], minutes).to_markdown(disable_numparse=True)] if tasks else []
-    parts += ['**`ours` on every machine**', overview_table(results, scale).to_markdown(disable_numparse=True)]
+    parts = ['**`ours` on every machine**', overview_table(results, scale).to_markdown(disable_numparse=True)]
+    if tasks: parts += ['**The paper, item by item**', paper_map(results, scale, tasks[0], minutes).to_markdown(disable_numparse=True)]
     parts += ['**The archives** (re-evaluated with fresh seeds)', archive_table(results, scale).to_markdown(disable_numparse=True)]
     for task in tasks:
         tables = [f'**{task}**', results_table(results, scale, task).to_markdown(disable_numparse=True)]
