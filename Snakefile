@@ -86,8 +86,10 @@ LISTS = dict(tasks=','.join(TASKS), methods=','.join(RUNS[SCALE]), seeds=','.joi
 ONE_SEED = dict(tasks=LISTS['tasks'], seed=COMMON_SEEDS[0])
 COMPARED = [f'artifacts/{SCALE}/{task}/reference.safetensors' for task in TASKS] + runs('{run}/generated.safetensors')
 STEERED = '51_fig2_sequences', '52_fig3_prompts'  # one of each machine; words come from the shipped generators until `make steering` has taught others
-NOW = [] if SCALE == 'paper' else TASKS  # of which they can be drawn at once: no generator of the paper's scale is shipped
-SPOKEN = [task for task in NOW if Path(f'data/generators/{task}_text.safetensors').is_file()]  # machines that can be asked in words
+shipped = lambda name: Path(f'data/generators/{name}.safetensors').is_file()
+# of which they can be drawn at once: no generator of the paper's scale is shipped, and at smoke scale the shipped ones play
+NOW = {'smoke': list(filter(shipped, TASKS)), 'laptop': TASKS, 'paper': []}[SCALE]
+SPOKEN = [task for task in NOW if shipped(f'{task}_text')]  # machines that can be asked in words
 
 
 def played(tasks, seeds):
