@@ -113,7 +113,7 @@ def test_unknown_task_is_one_sentence():
 
 
 def test_a_task_of_ones_own(monkeypatch):
-    "Other measures of the same machine: rewards and lengths as before, and a measure is the mean over the steps of the episode."
+    "Other measures of the same machine: rewards and lengths as before, and heights that a torso can have."
     height = lambda state: state.pipeline_state.x.pos[:1, 2]/2
     monkeypatch.setitem(TASKS, 'walker2d_height', Task('walker2d_height', 17, 6, (), ('height',), (8,), (100,), 0., also=height, env='walker2d'))
     spec = get_task('walker2d_height').spec((8,))
