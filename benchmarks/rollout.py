@@ -12,6 +12,7 @@ import numpy as np
 
 from policydiffusion.archive import Archive
 from policydiffusion.core import DATA
+from policydiffusion.lanes import over_lanes
 from policydiffusion.rollout import evaluate
 from policydiffusion.tasks import get_task, make_env
 
@@ -19,15 +20,15 @@ SPEED_BAR = .85  # steps/s of evaluate over steps/s of the raw step, at least
 FALLING_BAR = .40  # time when the median episode ends at 20 % of the horizon over the time of full episodes, at most
 
 
-@partial(jax.jit, static_argnames=('env', 'lanes', 'steps'))
-def raw_steps(env, lanes: int, steps: int, key):
+@partial(jax.jit, static_argnames=('env', 'lanes', 'steps', 'lanes_last'))
+def raw_steps(env, lanes: int, steps: int, key, lanes_last: bool = True):
     "Brax's own step with random actions: no policy, no measures, no ends of episodes."
     k_reset, k_act = jax.random.split(key)
     state = jax.vmap(env.reset)(jax.random.split(k_reset, lanes))
 
     def step(i, state):
         action = jax.random.uniform(jax.random.fold_in(k_act, i), (lanes, env.action_size), minval=-1., maxval=1.)
-        return jax.vmap(env.step)(state, action)
+        return over_lanes(env.step, state, action) if lanes_last else jax.vmap(env.step)(state, action)
     return jax.lax.fori_loop(0, steps, step, state).reward.sum()
 
 
@@ -83,6 +84,16 @@ def speed(name: str, policies: Policies, episodes: int, horizon: int, o) -> None
           f'ratio {ratio:.3f} ({"meets" if ratio >= SPEED_BAR else "MISSES"} the bar of at least {SPEED_BAR})', flush=True)
 
 
+def mapping(o) -> None:
+    "Print raw steps/s with lanes last (chapter 17) over those of jax.vmap: best of `o.repeats` runs of each, taken in turn."
+    env = make_env.__wrapped__(o.task).env
+    run = lambda last: raw_steps(env, o.lanes, o.raw_steps, jax.random.key(0), last).block_until_ready()
+    run(True), run(False)  # compile
+    times = [(timed(partial(run, True))[0], timed(partial(run, False))[0]) for _ in range(o.repeats)]
+    last, vmap = (o.lanes*o.raw_steps/min(t) for t in zip(*times))
+    print(f'lanes last: {last:,.0f} raw steps/s, jax.vmap {vmap:,.0f}: ratio {last/vmap:.2f}', flush=True)
+
+
 def falling(name: str, lasting: Policies, ending: Policies, horizon: int, o) -> None:
     "Print the time of episodes that end early over the time of as many full ones: best of `o.repeats`, taken in turn."
     short, full = (partial(p.evaluate, o.episodes, horizon, o.lanes) for p in (ending, lasting))
@@ -104,6 +115,7 @@ if __name__ == '__main__':
     o = parser.parse_args()
     n = o.policies
     print(f'{o.task}: {n} different 64-64 policies in {o.lanes} lanes on {jax.devices()[0].platform}', flush=True)
+    mapping(o)
     speed('speed, random policies', random_policies(o.task, n, .1), 16, 60, o)
     falling('ends, random policies', random_policies(o.task, n, 1e-3), random_policies(o.task, n, 1e-3, push=3.), 340, o)
     if (DATA/'archives'/f'{o.task}.safetensors').exists():

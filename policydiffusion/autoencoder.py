@@ -225,15 +225,15 @@ class AutoencoderSettings:
 def autoencoder_settings(
     scale: str,  # smoke, laptop or paper
     task: str,  # Brax task
-    method: str = 'paper',  # paper, or paper_full: the paper's sizes at any scale
+    method: str = 'paper',  # paper, or paper_full: the paper's sizes and training at any scale
 ) -> AutoencoderSettings:
     "The preset of a scale; at paper scale centring is on for humanoid and ant only, as in the paper's final runs."
     check_choice('method', method, ('paper', 'paper_full'))
     paper = AutoencoderSettings(centring=task in ('humanoid', 'ant'))
     laptop = AutoencoderSettings(channels=(8, 16, 32, 64, 64, 64), hidden=16, lr=3e-3, cosine=True, epochs=120)
     smoke = replace(laptop, hidden=8, channels=(8, 8, 8, 16, 16, 16), vector_width=16, batch_size=16, epochs=40)
-    if method == 'paper_full' and scale == 'laptop': return replace(paper, lr=1e-3, cosine=True, epochs=80)  # fewer epochs at ten times the rate: what two cores afford
-    return dict(zip(SCALES, (smoke, laptop, paper)))[check_choice('scale', scale, SCALES)]
+    sizes = dict(zip(SCALES, (smoke, laptop, paper)))[check_choice('scale', scale, SCALES)]
+    return paper if method == 'paper_full' else sizes
 
 # %% ../nbs/22_train_autoencoder.ipynb #1bf61857
 def build_autoencoder(

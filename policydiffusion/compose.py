@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from .archive import Archive, alive
 from .generator import Generator, check_request
+from .lanes import over_lanes
 from .metrics import best_of_cvt
 from .policy import PolicySpec, unpack
 from .rollout import REWARD_CAP, _act, _sane
@@ -44,7 +45,7 @@ def _play(task, spec, block, rows, obs_mean, obs_std, state):
 
     def step(carry, _):
         state, going = carry
-        state, measures = jax.vmap(env.step)(state, _act(layers, obs_mean, obs_std, state.obs))
+        state, measures = over_lanes(env.step, state, _act(layers, obs_mean, obs_std, state.obs))
         counts = going & _sane(state, state.reward)
         kept = lambda x: jnp.where(counts.reshape((-1,) + (1,)*(x.ndim - 1)), x, 0)
         body = state.pipeline_state.x

@@ -440,15 +440,14 @@ class DiffusionSettings:
 # %% ../nbs/33_latent_diffusion.ipynb #4dcb4324
 def diffusion_settings(
     scale: str,  # smoke, laptop or paper
-    method: str = 'paper',  # paper, or paper_full: the paper's sizes at any scale
+    method: str = 'paper',  # paper, or paper_full: the paper's sizes and training at any scale
 ) -> DiffusionSettings:
     "The preset of a scale."
     paper = DiffusionSettings()
     laptop = replace(paper, network={'base': 32}, cosine=True, batch_size=128, epochs=300)
     smoke = replace(laptop, network={'base': 32, 'mults': [1, 1], 'cond_dim': 32}, batch_size=32, ema_decay=.98, epochs=150, sampling=Sampling(n_steps=20))
     sizes = dict(zip(SCALES, (smoke, laptop, paper)))[check_choice('scale', scale, SCALES)]
-    full = replace(paper, cosine=True, epochs=300) if scale == 'laptop' else paper  # fewer epochs: what two cores afford
-    return {'paper': sizes, 'paper_full': full}[check_choice('method', method, ('paper', 'paper_full'))]
+    return {'paper': sizes, 'paper_full': paper}[check_choice('method', method, ('paper', 'paper_full'))]
 
 # %% ../nbs/33_latent_diffusion.ipynb #8aacc64b
 GENERATOR_VERSION = 1  # of the file format

@@ -24,6 +24,7 @@ import numpy as np
 import optax
 from .archive import to_half
 from .core import SCALES, NonFiniteLoss, check_choice, load_tensors, save_tensors
+from .lanes import over_lanes
 from .policy import OBS_CLIP, PolicySpec, init_params, unpack
 from .rollout import REWARD_CAP, evaluate
 from .tasks import get_task, make_env
@@ -81,6 +82,12 @@ def optimiser(
     "Adam with clipped gradients; the learning rate is applied outside, so that it can decay without recompiling."
     return optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.scale_by_adam(eps=1e-5))
 
+# %% ../nbs/14_search.ipynb #a67b3669
+@partial(jax.jit, static_argnames=('task', 'heads', 'envs'))
+def _fresh_states(task, heads, envs, key):
+    "Brax states (heads, envs, ...) of fresh starts; PPGA asks for them twice an iteration, so they are compiled once."
+    return jax.vmap(jax.vmap(make_env(task).reset))(jax.random.split(key, (heads, envs)))
+
 # %% ../nbs/14_search.ipynb #d69f4125
 def start_learner(
     task: str,  # Brax task
@@ -92,14 +99,13 @@ def start_learner(
     critic: jax.Array = None,  # (P_critic,) a critic to start from; fresh if None
 ) -> Learner:  # ready to learn
     "Fresh environments, optimisers and critics for H policies."
-    n, env = len(params), make_env(task)
+    n = len(params)
     key, k1, k2 = jax.random.split(key, 3)
     if critic is None: critic = init_params(k1, critic_spec(spec), 1.)
     critic = jnp.broadcast_to(critic, (n,) + critic.shape[-1:])
     log_std = jnp.full((n, spec.act_size), log_std)
     opt = jax.vmap(optimiser(settings.max_grad_norm).init)((params, log_std, critic))
-    state = jax.jit(jax.vmap(jax.vmap(env.reset)))(jax.random.split(k2, (n, settings.envs)))
-    return Learner(params, log_std, critic, opt, state, jnp.zeros(n), jnp.ones(n), jax.random.split(key, n))
+    return Learner(params, log_std, critic, opt, _fresh_states(task, n, settings.envs, k2), jnp.zeros(n), jnp.ones(n), jax.random.split(key, n))
 
 # %% ../nbs/14_search.ipynb #c7677a47
 def collect(
@@ -122,7 +128,7 @@ def collect(
         noise = jax.random.normal(key, (settings.envs, spec.act_size))
         action = mlp(spec, head.params, obs) + jnp.exp(head.log_std)*noise
         logp = (-.5*noise**2 - head.log_std).sum(-1)
-        nxt, measures = jax.vmap(env.step)(state, action)
+        nxt, measures = over_lanes(env.step, state, action)
         sane = jnp.isfinite(nxt.reward) & jnp.isfinite(nxt.obs).all(-1)
         done = (nxt.done > .5) | ~sane
         reward = jnp.where(sane, jnp.clip(nxt.reward, -REWARD_CAP, REWARD_CAP), 0)

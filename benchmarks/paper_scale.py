@@ -1,0 +1,142 @@
+"""What would the paper's scale cost on this machine? Times a little of every job at its published size and counts how often it is needed.
+
+    python benchmarks/paper_scale.py walker2d halfcheetah ant --save figures/paper_hours.csv    # one to two minutes a task on an H100
+    python benchmarks/paper_scale.py walker2d --try                                             # tiny sizes, to see that it runs
+
+Chapter 61 reads the file. On a card set JAX_DEFAULT_MATMUL_PRECISION=highest, as for the jobs themselves. The networks of `ours` are
+timed on the CPU, where chapters 23 and 37 train them: they are too small for a card.
+"""
+import argparse
+from pathlib import Path
+from time import perf_counter
+
+import jax
+import numpy as np
+import pandas as pd
+import torch
+
+from policydiffusion.archive import Archive
+from policydiffusion.autoencoder import CompactAutoencoder, autoencoder_settings, behaviour_loss, build_autoencoder, compact_settings, standardisation, start_training, train_autoencoder
+from policydiffusion.core import DATA
+from policydiffusion.dataset import EVALUATION
+from policydiffusion.generator import Generator, compact_design, compact_diffusion, diffusion_settings, paper_design, rehearsal_settings, take_decoder, train_generator
+from policydiffusion.policy import PolicySpec, pack, unpack
+from policydiffusion.rollout import evaluate
+from policydiffusion.search import Ancestor, Walker, XNES, critic_spec, follow, search_scale
+from policydiffusion.tasks import get_task
+
+ELITES = 7000  # about 70 % of 10,000 cells, as in the paper's archives
+OURS = 'codes and decoder', 'small denoiser', 'behaviour', 'small_denoiser'  # what runs on the CPU
+DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
+
+
+def widened(archive: Archive, spec: PolicySpec, n: int) -> np.ndarray:
+    "n policies (repeated if there are fewer) in larger networks that act exactly alike: the new units are not connected to the output."
+    layers = []
+    for (W, b), (i, o) in zip(unpack(archive.spec, archive.params[np.resize(np.arange(len(archive)), n)].astype(np.float32)), spec.layer_sizes):
+        layers.append((np.pad(W, ((0, 0), (0, i - W.shape[1]), (0, o - W.shape[2]))), np.pad(b, ((0, 0), (0, o - b.shape[1])))))
+    return pack(layers)
+
+
+def seconds(job, times: int = 3) -> float:
+    "Median wall time of a job, not counting a first run that compiles."
+    job()
+    taken = []
+    for _ in range(times):
+        start = perf_counter(); job(); taken.append(perf_counter() - start)
+    return float(np.median(taken))
+
+
+class Simulation:
+    "The parts of search and roll-outs at the paper's size."
+
+    def __init__(self, task: str, tiny: bool):
+        self.archive = archive = Archive.load(DATA/'archives'/f'{task}.safetensors', task)
+        self.task, self.spec, self.k = task, get_task(task).spec((128, 128)), get_task(task).n_measures
+        self.scale = search_scale('paper', task)
+        ppga = self.scale.search.ppga
+        self.ppga = ppga._replace(ppo=ppga.ppo._replace(envs=16, unroll=8)) if tiny else ppga
+        self.lanes, self.episodes, self.horizon = (32, 1, 20) if tiny else (self.scale.search.lanes, 8, 1000)
+        self.params = widened(archive, self.spec, self.lanes//self.episodes)
+        critic = np.zeros(critic_spec(self.spec).n_params, np.float32)
+        self.ancestor = Ancestor(self.params[0], critic, np.zeros(self.spec.act_size), archive.obs_mean, archive.obs_std, self.params[:1])
+        self.walker = Walker(self.params[0], critic, XNES(np.zeros(1 + self.k), np.eye(1 + self.k)))
+
+    def learn(self, heads: int) -> None:
+        "One PPO update of each of some copies of a policy."
+        pay = np.eye(heads, 2 + self.k, dtype=np.float32)
+        follow(self.task, self.spec, self.ppga, np.repeat(self.params[:1], heads, 0), pay, 1, self.walker, self.ancestor, np.random.default_rng(0))
+
+    def roll_out(self) -> None:
+        "One episode on every lane."
+        evaluate(self.task, self.spec, self.params, self.archive.obs_mean, self.archive.obs_std, self.episodes, self.horizon, lanes=self.lanes)
+
+    def jobs(self) -> dict:
+        "Name of a part: what to run."
+        return {'jacobian update': lambda: self.learn(1 + self.k), 'walk update': lambda: self.learn(1), 'roll-outs': self.roll_out}
+
+
+def step_seconds(steps, n: int) -> float:
+    "Mean wall time of a step of a training, after the first ten."
+    for _ in range(10): next(steps)
+    start = perf_counter()
+    for _ in range(n): next(steps)
+    return (perf_counter() - start)/n
+
+
+def paper_networks(sim: Simulation, n: int) -> dict:
+    "Seconds of a training step of the paper's networks, and of drawing a policy."
+    task, spec = sim.task, sim.spec
+    used, settings = autoencoder_settings('paper', task), diffusion_settings('paper')
+    params = torch.from_numpy(sim.params[:512])
+    model = build_autoencoder(spec, used, *standardisation(params, used.centring)).to(DEVICE)
+    times = {'autoencoder': step_seconds(train_autoencoder(start_training(model, {'params': params.to(DEVICE)}, used, 0)), n)}
+    generator = Generator(task, spec, paper_design(model, used, sim.k, settings.network), sampling=settings.sampling)
+    take_decoder(generator, model.cpu(), sim.archive.obs_mean, sim.archive.obs_std)
+    times['U-Net'] = step_seconds(train_generator(generator.to(DEVICE), torch.randn(ELITES, *used.latent_shape), torch.rand(ELITES, sim.k), settings, 0), n)
+    generator.eval()
+    return times | {'drawing': seconds(lambda: generator.generate(np.random.default_rng(0).random((256, sim.k), np.float32)), 1)/256}
+
+
+def our_networks(sim: Simulation, n: int) -> dict:
+    "Seconds of a training step of decoder and denoiser of `ours`, on the CPU."
+    small, settings = compact_settings('paper', task=sim.task), compact_diffusion('paper', task=sim.task)
+    params, norm = torch.from_numpy(sim.params[:512]), [torch.from_numpy(np.asarray(x, np.float32)) for x in (sim.archive.obs_mean, sim.archive.obs_std)]
+    model = CompactAutoencoder(sim.spec, len(params), small.latent_shape, small.ranks).start(params)
+    data = {'rows': torch.arange(len(params)), 'params': params, 'obs': torch.randn(len(params), EVALUATION['paper'].n_obs, sim.spec.obs_size)}
+    loss = behaviour_loss(small, *norm, params.var(0).mean().item())
+    generator = Generator(sim.task, sim.spec, compact_design(small, sim.k, settings.network), 'ours', settings.sampling)
+    return {'codes and decoder': step_seconds(train_autoencoder(start_training(model, data, small, 0), loss), n),
+            'small denoiser': step_seconds(train_generator(generator, torch.randn(ELITES, *small.latent_shape), torch.rand(ELITES, sim.k), settings, 0), n)}
+
+
+def hours(sim: Simulation, t: dict) -> dict:
+    "Hours of each job of the Snakefile, from the seconds of its parts."
+    ppga, rehearsal = sim.ppga, rehearsal_settings('paper')
+    waves = lambda episodes: episodes/sim.lanes*t['roll-outs']
+    steps = lambda settings: settings.epochs*ELITES/settings.batch_size
+    iteration = ppga.gradient_updates*t['jacobian update'] + ppga.walk_updates*t['walk update'] + np.ceil(ppga.branches*(1 + sim.scale.search.episodes)/sim.lanes)*t['roll-outs']
+    warm = sim.scale.warm.steps/(ppga.ppo.envs*ppga.ppo.unroll)*t['walk update']
+    corrected = waves(ELITES*EVALUATION['paper'].episodes)
+    parts = {'search': warm + sim.scale.iterations*iteration + waves(ELITES*sim.scale.search.depth*sim.scale.episodes), 'dataset': corrected,
+             'autoencoder': steps(autoencoder_settings('paper', sim.task))*t['autoencoder'], 'diffusion': steps(diffusion_settings('paper'))*t['U-Net'],
+             'behaviour': steps(compact_settings('paper', task=sim.task))*t['codes and decoder'], 'rehearsal': waves(ELITES*rehearsal.episodes*(rehearsal.copies + rehearsal.rounds)),
+             'small_denoiser': steps(compact_diffusion('paper', task=sim.task))*t['small denoiser'], 'metrics': corrected + ELITES*t['drawing']}
+    return {job: s/3600 for job, s in parts.items()}
+
+
+if __name__ == '__main__':
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('tasks', nargs='+', help='Brax tasks with a shipped archive')
+    parser.add_argument('--save', type=Path, help='CSV file to write')
+    parser.add_argument('--try', dest='tiny', action='store_true', help='tiny sizes: the numbers mean nothing')
+    args = parser.parse_args()
+    device, n, rows = torch.cuda.get_device_name() if DEVICE == 'cuda' else 'CPU', 5 if args.tiny else 60, []
+    for task in args.tasks:
+        sim = Simulation(task, args.tiny)
+        times = {part: seconds(job) for part, job in sim.jobs().items()} | paper_networks(sim, n) | our_networks(sim, n)
+        found = {('seconds', part): s for part, s in times.items()} | {('hours', job): h for job, h in hours(sim, times).items()}
+        rows += [('CPU' if name in OURS else device, task, unit, name, float(f'{x:.4g}')) for (unit, name), x in found.items()]
+        table = pd.DataFrame(rows, columns=['device', 'task', 'unit', 'what', 'value'])
+        if args.save: table.to_csv(args.save, index=False)
+        print(table[table.task == task].drop(columns=['device', 'task']).to_string(index=False), flush=True)
