@@ -18,7 +18,7 @@ export JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS := 5
 
 help:
 	@echo 'make figures   train, generate, roll out, draw: TASKS="walker2d ..." SCALE=laptop|smoke|paper CORES=2'
-	@echo 'make paper-full  the same models at the size of the paper: half an hour more for a row of the tables'
+	@echo 'make paper-full  the same models at the size of the paper, trained as long: an hour and a half more for a row of the tables'
 	@echo 'make baselines what simpler methods do with as many numbers: an hour more for their rows of the tables'
 	@echo 'make steering  teach words, and count how many prompts are obeyed; sequences with a second seed: a quarter of an hour more'
 	@echo 'make ablations one knob at a time, two seeds each: an hour more'

@@ -338,7 +338,7 @@ rule with_ablations:  # one knob at a time; not part of the main job
     message: says('59_ablations', TASKS[0])
     shell: notebook('59_ablations', given='{params.given}')
 
-rule paper_full:  # the paper's models at their full size, once; not part of the main job
+rule paper_full:  # the paper's models at their full size and with its training, once; not part of the main job
     input: [f'artifacts/{SCALE}/{task}/results/paper_full-{SEEDS[0]}-metrics.csv' for task in TASKS]
     log: f'runs/{SCALE}/paper_full_tables.ipynb'
     params: given=TABLES
