@@ -3,8 +3,8 @@
     python benchmarks/paper_scale.py walker2d halfcheetah ant --save figures/paper_hours.csv    # one to two minutes a task on an H100
     python benchmarks/paper_scale.py walker2d --try                                             # tiny sizes, to see that it runs
 
-Chapter 61 reads the file. On a card set JAX_DEFAULT_MATMUL_PRECISION=highest, as for the jobs themselves. The networks of `ours` are
-timed on the CPU, where chapters 23 and 37 train them: they are too small for a card.
+Chapter 61 reads the file. On a card set JAX_DEFAULT_MATMUL_PRECISION=highest, as for the jobs themselves. The networks of `ours`, drawing,
+and keeping the archive are timed on one thread of the CPU, where the jobs do them, too.
 """
 import argparse
 from pathlib import Path
@@ -18,15 +18,15 @@ import torch
 from policydiffusion.archive import Archive
 from policydiffusion.autoencoder import CompactAutoencoder, autoencoder_settings, behaviour_loss, build_autoencoder, compact_settings, standardisation, start_training, train_autoencoder
 from policydiffusion.core import DATA
-from policydiffusion.dataset import EVALUATION
+from policydiffusion.dataset import BATCH, EVALUATION
 from policydiffusion.generator import Generator, compact_design, compact_diffusion, diffusion_settings, paper_design, rehearsal_settings, take_decoder, train_generator
 from policydiffusion.policy import PolicySpec, pack, unpack
 from policydiffusion.rollout import evaluate
-from policydiffusion.search import Ancestor, Walker, XNES, critic_spec, follow, search_scale
+from policydiffusion.search import Ancestor, Pool, Walker, XNES, critic_spec, follow, insert, search_scale
 from policydiffusion.tasks import get_task
 
 ELITES = 7000  # about 70 % of 10,000 cells, as in the paper's archives
-OURS = 'codes and decoder', 'small denoiser', 'behaviour', 'small_denoiser'  # what runs on the CPU
+ON_CPU = 'pool update', 'drawing', 'codes and decoder', 'small denoiser', 'behaviour', 'small_denoiser'
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 
 
@@ -71,9 +71,19 @@ class Simulation:
         "One episode on every lane."
         evaluate(self.task, self.spec, self.params, self.archive.obs_mean, self.archive.obs_std, self.episodes, self.horizon, lanes=self.lanes)
 
+    def keep(self) -> None:
+        "Sort an iteration's branches into a full pool."
+        search, dims = self.scale.search, get_task(self.task).paper_dims
+        n = ELITES*search.depth
+        if not hasattr(self, 'pool'):
+            cells = np.repeat(np.arange(ELITES), search.depth)
+            self.pool = Pool(np.ones((n, self.spec.n_params), np.float32), np.zeros(n), np.zeros((n, len(dims))), np.zeros(n), cells, np.tile(np.arange(search.depth), ELITES))
+        new = search.ppga.branches
+        insert(self.pool, dims, np.zeros((new, self.spec.n_params), np.float32), np.ones(new), np.random.default_rng(0).random((new, len(dims))), np.zeros(new), search.depth)
+
     def jobs(self) -> dict:
         "Name of a part: what to run."
-        return {'jacobian update': lambda: self.learn(1 + self.k), 'walk update': lambda: self.learn(1), 'roll-outs': self.roll_out}
+        return {'jacobian update': lambda: self.learn(1 + self.k), 'walk update': lambda: self.learn(1), 'roll-outs': self.roll_out, 'pool update': self.keep}
 
 
 def step_seconds(steps, n: int) -> float:
@@ -84,18 +94,28 @@ def step_seconds(steps, n: int) -> float:
     return (perf_counter() - start)/n
 
 
+def paper_generator(sim: Simulation) -> tuple:
+    "The paper's autoencoder and generator, untrained, and the settings of their training."
+    used, settings = autoencoder_settings('paper', sim.task), diffusion_settings('paper')
+    model = build_autoencoder(sim.spec, used, *standardisation(torch.from_numpy(sim.params[:512]), used.centring))
+    generator = Generator(sim.task, sim.spec, paper_design(model, used, sim.k, settings.network), sampling=settings.sampling)
+    take_decoder(generator, model, sim.archive.obs_mean, sim.archive.obs_std)
+    return model, used, generator, settings
+
+
 def paper_networks(sim: Simulation, n: int) -> dict:
-    "Seconds of a training step of the paper's networks, and of drawing a policy."
-    task, spec = sim.task, sim.spec
-    used, settings = autoencoder_settings('paper', task), diffusion_settings('paper')
-    params = torch.from_numpy(sim.params[:512])
-    model = build_autoencoder(spec, used, *standardisation(params, used.centring)).to(DEVICE)
-    times = {'autoencoder': step_seconds(train_autoencoder(start_training(model, {'params': params.to(DEVICE)}, used, 0)), n)}
-    generator = Generator(task, spec, paper_design(model, used, sim.k, settings.network), sampling=settings.sampling)
-    take_decoder(generator, model.cpu(), sim.archive.obs_mean, sim.archive.obs_std)
-    times['U-Net'] = step_seconds(train_generator(generator.to(DEVICE), torch.randn(ELITES, *used.latent_shape), torch.rand(ELITES, sim.k), settings, 0), n)
-    generator.eval()
-    return times | {'drawing': seconds(lambda: generator.generate(np.random.default_rng(0).random((256, sim.k), np.float32)), 1)/256}
+    "Seconds of a training step of the paper's networks."
+    model, used, generator, settings = paper_generator(sim)
+    z, measures, data = torch.randn(ELITES, *used.latent_shape), torch.rand(ELITES, sim.k), {'params': torch.from_numpy(sim.params[:512]).to(DEVICE)}
+    return {'autoencoder': step_seconds(train_autoencoder(start_training(model.to(DEVICE), data, used, 0)), n),
+            'U-Net': step_seconds(train_generator(generator.to(DEVICE), z, measures, settings, 0), n)}
+
+
+def drawing(sim: Simulation) -> dict:
+    "Seconds to draw a policy with the paper's generator, on the CPU."
+    generator = paper_generator(sim)[2].eval()
+    asked = np.random.default_rng(0).random((64, sim.k), np.float32)
+    return {'drawing': seconds(lambda: generator.generate(asked), 1)/len(asked)}
 
 
 def our_networks(sim: Simulation, n: int) -> dict:
@@ -112,15 +132,19 @@ def our_networks(sim: Simulation, n: int) -> dict:
 
 def hours(sim: Simulation, t: dict) -> dict:
     "Hours of each job of the Snakefile, from the seconds of its parts."
-    ppga, rehearsal = sim.ppga, rehearsal_settings('paper')
-    waves = lambda episodes: episodes/sim.lanes*t['roll-outs']
+    search, rehearsal, episodes = sim.scale.search, rehearsal_settings('paper'), EVALUATION['paper'].episodes
+    ppga = search.ppga
+    def rolled_out(policies, episodes, batch):  # batch by batch; every call lasts as long as its longest episode, so waves are whole
+        return np.ceil(policies/batch)*np.ceil(batch*episodes/search.lanes)*t['roll-outs']
     steps = lambda settings: settings.epochs*ELITES/settings.batch_size
-    iteration = ppga.gradient_updates*t['jacobian update'] + ppga.walk_updates*t['walk update'] + np.ceil(ppga.branches*(1 + sim.scale.search.episodes)/sim.lanes)*t['roll-outs']
     warm = sim.scale.warm.steps/(ppga.ppo.envs*ppga.ppo.unroll)*t['walk update']
-    corrected = waves(ELITES*EVALUATION['paper'].episodes)
-    parts = {'search': warm + sim.scale.iterations*iteration + waves(ELITES*sim.scale.search.depth*sim.scale.episodes), 'dataset': corrected,
+    learning = ppga.gradient_updates*t['jacobian update'] + ppga.walk_updates*t['walk update']
+    trying = rolled_out(ppga.branches, 1, ppga.branches) + rolled_out(ppga.branches, search.episodes, ppga.branches) + t['pool update']
+    corrected = rolled_out(ELITES, episodes, BATCH)
+    parts = {'search': warm + sim.scale.iterations*(learning + trying) + rolled_out(ELITES*search.depth, sim.scale.episodes, search.batch), 'dataset': corrected,
              'autoencoder': steps(autoencoder_settings('paper', sim.task))*t['autoencoder'], 'diffusion': steps(diffusion_settings('paper'))*t['U-Net'],
-             'behaviour': steps(compact_settings('paper', task=sim.task))*t['codes and decoder'], 'rehearsal': waves(ELITES*rehearsal.episodes*(rehearsal.copies + rehearsal.rounds)),
+             'behaviour': steps(compact_settings('paper', task=sim.task))*t['codes and decoder'],
+             'rehearsal': rolled_out(ELITES*(rehearsal.copies + rehearsal.rounds), rehearsal.episodes, rehearsal.batch),
              'small_denoiser': steps(compact_diffusion('paper', task=sim.task))*t['small denoiser'], 'metrics': corrected + ELITES*t['drawing']}
     return {job: s/3600 for job, s in parts.items()}
 
@@ -131,12 +155,13 @@ if __name__ == '__main__':
     parser.add_argument('--save', type=Path, help='CSV file to write')
     parser.add_argument('--try', dest='tiny', action='store_true', help='tiny sizes: the numbers mean nothing')
     args = parser.parse_args()
+    torch.set_num_threads(1)
     device, n, rows = torch.cuda.get_device_name() if DEVICE == 'cuda' else 'CPU', 5 if args.tiny else 60, []
     for task in args.tasks:
         sim = Simulation(task, args.tiny)
-        times = {part: seconds(job) for part, job in sim.jobs().items()} | paper_networks(sim, n) | our_networks(sim, n)
+        times = {part: seconds(job) for part, job in sim.jobs().items()} | paper_networks(sim, n) | drawing(sim) | our_networks(sim, n)
         found = {('seconds', part): s for part, s in times.items()} | {('hours', job): h for job, h in hours(sim, times).items()}
-        rows += [('CPU' if name in OURS else device, task, unit, name, float(f'{x:.4g}')) for (unit, name), x in found.items()]
+        rows += [('CPU' if name in ON_CPU else device, task, unit, name, float(f'{x:.4g}')) for (unit, name), x in found.items()]
         table = pd.DataFrame(rows, columns=['device', 'task', 'unit', 'what', 'value'])
         if args.save: table.to_csv(args.save, index=False)
         print(table[table.task == task].drop(columns=['device', 'task']).to_string(index=False), flush=True)

@@ -48,7 +48,8 @@ def _broadcast_in_dim(n, eqn, value):
 
 @_rule('reshape')
 def _reshape(n, eqn, value):
-    return lax.reshape(value[0], (*eqn.params['new_sizes'], n))
+    order = eqn.params['dimensions']  # in which the entries are read, if not as they lie
+    return lax.reshape(value[0], (*eqn.params['new_sizes'], n), order and (*order, len(order)))
 
 @_rule('transpose')
 def _transpose(n, eqn, value):
@@ -63,12 +64,21 @@ def _tile(n, eqn, value):
 def _concatenate(n, eqn, *values):
     return lax.concatenate([_spread(n, v) for v in values], eqn.params['dimension'])
 
+@_rule('stack')
+def _stack(n, eqn, *values):
+    return jnp.stack([_spread(n, v) for v in values], eqn.params['axis'])
+
 @_rule('slice')
 def _slice(n, eqn, value):
     p = eqn.params
     return lax.slice(value[0], (*p['start_indices'], 0), (*p['limit_indices'], n), p['strides'] and (*p['strides'], 1))
 
 # %% ../nbs/17_lanes.ipynb #92d32685
+@_rule('dynamic_slice')
+def _dynamic_slice(n, eqn, value, *start):
+    if any(has_lanes for _, has_lanes in start): return NotImplemented
+    return lax.dynamic_slice(value[0], (*(i for i, _ in start), 0), (*eqn.params['slice_sizes'], n))
+
 @_rule('gather')
 def _gather(n, eqn, value, index):
     if index[1]: return NotImplemented
@@ -87,6 +97,8 @@ def _scatter(n, eqn, value, index, update):
 @_rule('dot_general')
 def _dot_general(n, eqn, a, b):
     (a_sum, b_sum), (a_both, b_both) = eqn.params['dimension_numbers']
+    kinds = {jnp.dtype(a[0].dtype), jnp.dtype(b[0].dtype), jnp.dtype(eqn.outvars[0].aval.dtype)}
+    if len(kinds) > 1 or not jnp.issubdtype(kinds.pop(), jnp.floating): return NotImplemented  # sums that are kept in another type
     def sorted_axes(x, both, summed, before):  # axes of both, then free ones (the other's stand in as ones), then summed ones, then lanes
         x, has_lanes = x
         if not has_lanes: x = jnp.asarray(x)[..., None]
@@ -101,7 +113,7 @@ def _dot_general(n, eqn, a, b):
 
 def _sum_first(x, axis):
     "Sum over an axis: written out if it is short."
-    if x.shape[axis] > 8: return x.sum(axis)
+    if not 1 <= x.shape[axis] <= 8: return x.sum(axis)
     first, *others = (lax.index_in_dim(x, i, axis, keepdims=False) for i in range(x.shape[axis]))
     return sum(others, first)
 
@@ -150,10 +162,12 @@ def over_lanes(
     f,  # a function of one lane
     *args,  # its arguments, trees of arrays with lanes first
 ):  # its result, with lanes first
-    "What `jax.vmap(f)(*args)` computes; on a CPU with lanes last on the way, which is faster there."
+    "What `jax.vmap(f)(*args)` computes, not to be differentiated; on a CPU with lanes last on the way, which is faster there."
     if jax.default_backend() != 'cpu': return jax.vmap(f)(*args)
     leaves, tree = jax.tree.flatten(args)
-    one = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in leaves])
+    counts = sorted({len(x) for x in leaves})
+    if len(counts) != 1: raise ValueError(f'args have {counts} lanes: expected the same number in all arrays')
+    one = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(x.shape[1:], x.dtype, weak_type=getattr(x, 'weak_type', False)) for x in leaves])
     closed, shape = jax.make_jaxpr(f, return_shape=True)(*one)
     n = len(leaves[0])
     out = read_jaxpr(n, closed, [(jnp.moveaxis(x, 0, -1), True) for x in leaves])

@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 from jax import lax
 
+from policydiffusion import lanes
 from policydiffusion.lanes import RULES, over_lanes
 from policydiffusion.tasks import make_env
 
-rng = np.random.default_rng(0)
-draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+def draw(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
 INDEX = jnp.array([2, 0, 0, 1])
 
 CASES = {  # name: function of one lane, shapes of its arguments
@@ -17,7 +19,7 @@ CASES = {  # name: function of one lane, shapes of its arguments
     'shared arrays': (lambda x: x + jnp.arange(3.) + jnp.arange(3.)[::-1]*x[0], ((3,),)),
     'reductions': (lambda x: (x.sum(0), x.max(1), x.argmin(1), jnp.cumsum(x, 0), (x > 0).any(), jnp.linalg.norm(x, axis=-1)), ((3, 4),)),
     'shapes': (lambda x: (x.reshape(2, 6), x.T, jnp.concatenate([x, jnp.ones((1, 4))]), x[1:, ::2], x[None, :, 1], jnp.tile(x, (2, 1)), jnp.stack([x, x], -1)), ((3, 4),)),
-    'flips': (lambda x: (x[::-1], jnp.flip(x, 1)), ((3, 4),)),
+    'flips and other orders': (lambda x: (x[::-1], jnp.flip(x, 1), x.ravel(order='F'), x.reshape((2, 6), order='F')), ((3, 4),)),
     'a picked row': (lambda x: (x[INDEX], x[:, INDEX[:2]], x[INDEX[0], INDEX[1]]), ((3, 4),)),
     'a row of its own choice': (lambda x, i: x[jnp.argmax(i)], ((3, 4), (3,))),
     'added up': (lambda x: (jax.ops.segment_sum(x, INDEX, 3), jnp.zeros((3, 2)).at[INDEX].set(x), jnp.ones((3, 2)).at[INDEX].add(1.)*x[0]), ((4, 2),)),
@@ -48,12 +50,35 @@ def same(f, *args, **tolerance):
 @pytest.mark.parametrize('wrap', [lambda f: f, jax.jit], ids=['eager', 'jit'])
 def test_like_vmap(name, wrap):
     f, shapes = CASES[name]
-    same(wrap(f), *(draw(7, *s) for s in shapes), rtol=1e-5, atol=1e-5)
+    same(wrap(f), *(draw(7, *s, seed=i) for i, s in enumerate(shapes)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', [n for n in CASES if n not in ('no rule', 'a loop until', 'a choice', 'a row of its own choice')])
+def test_rules_are_used(name, monkeypatch):
+    "What has a rule must not fall back on vmap, which would be right, too, and slow."
+    monkeypatch.setattr(lanes, '_apply', lambda eqn, inputs, has_lanes, apply=lanes._apply: pytest.fail(f'{eqn.primitive} fell back') if has_lanes else apply(eqn, inputs, has_lanes))
+    f, shapes = CASES[name]
+    over_lanes(f, *(draw(7, *s) for s in shapes))
+
+
+@pytest.mark.parametrize('dtype, out', [(jnp.int8, jnp.int32), (jnp.int8, jnp.int8), (bool, bool), (jnp.bfloat16, jnp.float32), (jnp.bfloat16, jnp.bfloat16)])
+@pytest.mark.parametrize('length', [3, 20])
+def test_products_of_other_types(dtype, out, length):
+    a, b = ((9*draw(7, *s)).astype(dtype) for s in ((2, length), (length,)))
+    same(lambda a, b: lax.dot(a, b, preferred_element_type=out), a, b, rtol=.05)
+
+
+def test_a_sum_of_nothing():
+    same(lambda a, b: a @ b, jnp.ones((7, 2, 0)), jnp.ones((7, 0)))
+
+
+def test_arguments_are_checked():
+    with pytest.raises(ValueError, match=r'args have \[1, 5\] lanes: expected the same number'): over_lanes(lambda x, y: x + y, draw(5, 3), draw(1, 3))
 
 
 def test_inside_another_vmap_and_jit():
     f, shapes = CASES['batched products']
-    args = [draw(2, 7, *s) for s in shapes]
+    args = [draw(2, 7, *s, seed=i) for i, s in enumerate(shapes)]
     ours, theirs = jax.jit(jax.vmap(lambda *x: over_lanes(f, *x)))(*args), jax.vmap(jax.vmap(f))(*args)
     for a, b in zip(ours, theirs): np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
