@@ -120,7 +120,7 @@ def evaluate(
     n_episodes: int = 10,  # fresh resets a policy
     horizon: int = 1000,  # steps at most
     seed: int = 0,  # seed of the resets
-    lanes: int = None,  # environments at work at once; of each device; if None 128 on a CPU, which fit a laptop's cache, and 4096 on a card
+    lanes: int = None,  # environments at work at once on each device; if None 128 on a CPU, which fit a laptop's cache, and 4096 on a card
     n_max: int = 64,  # rows are padded to this number or the next power of two, so that sizes share a compilation
     described: bool = False,  # whether `measures` shall hold contacts and chapter 11's DESCRIPTION instead
 ) -> Evaluation:  # means and standard deviations over the episodes
