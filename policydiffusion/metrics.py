@@ -372,7 +372,7 @@ PAPER_ITEMS = (  # paper item, notebook, metric or None
     ('compression (abstract)', '40_metrics', 'compression'), ('rewards kept (abstract)', '40_metrics', 'reward_ratio'),
     ('coverage kept (abstract)', '40_metrics', 'coverage_ratio'), ('figure 1, architecture', '50_fig1_architecture', None),
     ('figure 2, sequences', '51_fig2_sequences', 'sequence_success'), ('figure 3, prompts', '52_fig3_prompts', 'prompt_success_phrasing'),
-    ('figure 4, reward and JS against epoch', '53_fig4_epochs', 'js'), ('figure 6, archive CDFs', '56_fig6_cdf', 'qd_score_ratio'),
+    ('figure 4, reward and JS against epoch', '53_fig4_epochs', None), ('figure 6, archive CDFs', '56_fig6_cdf', 'qd_score_ratio'),
     ('figure 7, heatmaps', '57_fig7_heatmaps', 'mem'), ('figure 8, latents', '55_fig8_tsne', None), ('tables', '58_tables', None))
 
 # %% ../nbs/58_tables.ipynb #4e29e58d
@@ -384,14 +384,14 @@ def paper_map(
 ) -> pd.DataFrame:  # one row an item of the paper
     "Paper item, the notebook that makes it, the command, its minutes, our numbers, the paper's."
     rows = results.query('scale == @scale and task == @task and method in @GENERATORS')
-    names = {'reward_ratio': 'reward ratio', 'coverage_ratio': 'coverage ratio', 'js': 'JS, bits', 'qd_score_ratio': 'QD-score ratio', 'mem': 'measure error',
+    names = {'reward_ratio': 'reward ratio', 'coverage_ratio': 'coverage ratio', 'qd_score_ratio': 'QD-score ratio', 'mem': 'measure error',
              'sequence_success': 'sequences that last', 'prompt_success_phrasing': 'prompts in new words obeyed'}
-    def ours(metric, methods):
-        found = {m: mean_and_sd(part.value, (COLUMNS | STEERING)[metric]) for m, part in rows[rows.metric == metric].groupby('method') if m in methods}
+    def ours(metric):
+        found = {m: mean_and_sd(part.value, (COLUMNS | STEERING)[metric]) for m, part in rows[rows.metric == metric].groupby('method')}
         return '; '.join(f'`{m}` {v}' for m, v in found.items()) + (f' ({names[metric]})' if metric in names else '')
     table = [{'paper item': item, 'notebook': f'[`{nb}`](nbs/{nb}.ipynb)', 'command': f"`make figures TASKS={task}`" + ', numbers `make steering`'*(metric in STEERING),
               'minutes': f'{minutes[nb]:.1f}' if nb in minutes else '',
-              'our number': ours(metric, ('paper',) if nb == '53_fig4_epochs' else GENERATORS) if metric else 'drawn', "the paper's": CLAIMED.get(metric, 'not published here') if metric else 'drawn'}
+              'our number': ours(metric) if metric else 'drawn', "the paper's": CLAIMED.get(metric, 'not published here') if metric else 'drawn'}
              for item, nb, metric in PAPER_ITEMS]
     return pd.DataFrame(table).set_index('paper item')
 

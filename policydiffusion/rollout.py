@@ -103,7 +103,7 @@ def _work_off(task, spec, lanes, n_episodes, described, horizon, rows, params, o
 # %% ../nbs/12_rollouts.ipynb #33876969
 @partial(jax.jit, static_argnames=('task', 'spec', 'lanes', 'n_episodes', 'described'))
 def _evaluate(task, spec, lanes, n_episodes, described, horizon, rows, params, obs_mean, obs_std, key, n):
-    "`_work_off` on all devices: the first argument with rows is cut into as many parts."
+    "`_work_off` on all devices: what has one row a policy is cut into as many parts."
     own, shared = jax.sharding.PartitionSpec('rows'), jax.sharding.PartitionSpec()
     norm = own if obs_mean.ndim == 2 else shared
     share = jax.shard_map(partial(_work_off, task, spec, lanes, n_episodes, described), mesh=jax.sharding.Mesh(np.array(jax.devices()), ('rows',)),
