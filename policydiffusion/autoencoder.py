@@ -447,7 +447,7 @@ def with_neighbours(
 
 # %% ../nbs/23_behaviour_loss.ipynb #b9cbaec7
 class Codes(nn.Module):
-    "A Gaussian of its own for each policy (Park et al. 2019)."
+    "For each policy a mean of its own (Park et al. 2019), and a spread that all share."
     unit = 20.
     def __init__(self,
         n: int,  # policies

@@ -217,6 +217,7 @@ def quantise(
     levels: int = 256,  # of each weight, at most 256
 ) -> tuple:  # (n, P) rows as they come back, bytes that they take
     "Round each column to so many steps and pack (LZMA); its two limits are kept in half precision."
+    if not 2 <= levels <= 256: raise ValueError(f'levels is {levels}: expected 2 to 256, which fit a byte')
     low, high = (x.astype(np.float16).astype(np.float32) for x in (params.min(0), params.max(0)))
     step = np.maximum(high - low, 1e-6)/(levels - 1)
     digits = np.clip(np.rint((params - low)/step), 0, levels - 1).astype(np.uint8)

@@ -166,7 +166,7 @@ def diffusion_loss(
 
 # %% ../nbs/30_diffusion_from_zero.ipynb #7f62dfa4
 class ToyDenoiser(nn.Module):
-    "A three-layer denoiser for points in the plane."
+    "A denoiser of three hidden layers for points in the plane."
     def __init__(
         self,
         size: int = 2,  # numbers in a data point

@@ -277,6 +277,8 @@ class GeneratedPolicies:
         original: Archive,  # lends its grid, horizon and reward offset
     ) -> Archive:  # measures as asked for; objective and length are 0 until somebody evaluates it
         "An archive of untried policies, for `reevaluate`."
+        if np.isnan(self.measures).any():
+            raise ValueError('measures of these policies were left free: expected requests for all of them; `rollout.evaluate` rolls out policies without an archive')
         blank = np.zeros(len(self), np.float32)
         return replace(original, params=self.params, obs_mean=self.obs_mean, obs_std=self.obs_std, measures=self.measures, objective=blank,
                        length=blank, objective_sd=None, measures_sd=None, meta={'generator': self.provenance})
@@ -456,7 +458,7 @@ EXACT = ('latent_scale.mean', 'latent_scale.std', 'normaliser.mean', 'normaliser
 # %% ../nbs/33_latent_diffusion.ipynb #bcb4d8b3
 def count_parts(
     generator: Generator,  # any generator
-) -> dict:  # numbers in denoiser, decoder (with scale and centre) and normaliser
+) -> dict:  # numbers in denoiser, decoder (with scale and centre), condition (listener and judge) and normaliser
     "Everything needed to generate, as `compression` of chapter 40 wants it."
     owner = {'latent_scale': 'decoder', 'listener': 'condition', 'judge': 'condition'}
     counts = dict(denoiser=0, decoder=0, condition=0, normaliser=0)

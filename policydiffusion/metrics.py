@@ -236,10 +236,7 @@ def load_run(
     folder = ARTIFACTS/scale/task
     paths = archive_path(scale, task), folder/'reference.safetensors', folder/f'{method}-{seed}'/'generated.safetensors'
     if scale == 'smoke' and not all(p.is_file() for p in paths): return made_up_run(task, method, seed)
-    original, reference, generated = (Archive.load(p, task) for p in paths)
-    # a run that evaluated only some of the targets says which, in its reference
-    if 'rows' in reference.meta: original = original.select(reference.meta['rows'])
-    return original, reference, generated
+    return tuple(Archive.load(p, task) for p in paths)
 
 # %% ../nbs/58_tables.ipynb #f2f80fc3
 from pathlib import Path

@@ -468,7 +468,7 @@ def warm_start(
 class Fan(NamedTuple):
     "Settings of a fan: heads that leave their parents in many directions of behaviour."
     heads: int = 16  # policies learning side by side
-    polish: int = 4  # of these, how many start from the best elites and want nothing but reward
+    polish: int = 4  # of these, how many start from the best candidates and want nothing but reward
     updates: int = 60  # PPO updates of a round
     snapshot: int = 5  # updates between two candidates of a head
     pull: float = 2.  # pay per step of contact, along the head's direction
@@ -527,7 +527,7 @@ def xnes_update(
     s: np.ndarray,  # (n, d) standard-normal draws behind the branches: c = mean + A s
     score: np.ndarray,  # (n,) the higher the better
 ) -> XNES:  # moved towards good branches
-    "Exponential natural evolution step; centre rate 1, scale rate 0.6 (3 + ln n) / n^1.5 as in PPGA."
+    "Exponential natural evolution step; centre rate 1, scale rate 0.6 (3 + ln d) / d^1.5 as in PPGA."
     from scipy.linalg import expm
     n, d = s.shape
     rank = np.argsort(np.argsort(-score))

@@ -151,6 +151,7 @@ class DescribedEnv(MeasuredEnv):
         task: Task,  # the registry's entry
         env,  # the Brax environment
     ):
+        if not task.feet: raise ValueError(f"task {task.name} has no feet: expected some, whose contacts are described")
         super().__init__(task, env)
         self.names = task.measure_names[:len(task.feet)] + DESCRIPTION
 

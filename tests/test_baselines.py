@@ -91,6 +91,10 @@ def test_quantise_rounds_to_the_nearest_level(levels):
     assert size <= rows.size + 4*40 + 200 and (levels > 2 or size < rows.size/4)  # one bit a weight, and the packer sees it
 
 
+def test_quantise_refuses_more_than_a_byte():
+    with pytest.raises(ValueError, match='levels is 257: expected 2 to 256'): quantise(np.zeros((2, 3), np.float32), 257)
+
+
 def test_fit_stops_at_the_minimum():
     line = torch.nn.Linear(1, 1)
     x = torch.linspace(-1, 1, 20)[:, None]

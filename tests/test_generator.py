@@ -190,6 +190,8 @@ def test_an_untried_archive(known):
     assert a.spec == SPEC and a.dims == original.dims and a.horizon == original.horizon and len(a) == 10
     assert not a.objective.any() and not a.length.any() and (a.obs_mean == 7).all() and 'made_up' not in a.meta
     np.testing.assert_array_equal(a.measures, np.repeat(ASKED, 2, 0))
+    half = known.generate(ASKED[:1], given=np.array([[True, False]]))
+    with pytest.raises(ValueError, match='measures of these policies were left free'): half.to_archive(original)
 
 
 # ---- requests that cannot be met

@@ -11,7 +11,7 @@ from policydiffusion import dataset, rollout
 from policydiffusion.autoencoder import compact_settings
 from policydiffusion.rollout import evaluate
 from policydiffusion.search import search_scale
-from policydiffusion.tasks import TASKS, Task, foot_heights, foot_points, get_task, make_env
+from policydiffusion.tasks import TASKS, DescribedEnv, Task, foot_heights, foot_points, get_task, make_env
 
 
 def pose(name, **joints):
@@ -146,3 +146,7 @@ def test_measures_out_of_range_are_refused(monkeypatch):
     spec = get_task('stroller').spec()
     with pytest.raises(ValueError, match='measures of stroller reach from 1.25 to 1.25: expected 0 to 1'):
         evaluate('stroller', spec, np.zeros((2, spec.n_params)), np.zeros(5), np.ones(5), n_episodes=1, n_max=8)
+
+
+def test_a_task_without_feet_is_not_described():
+    with pytest.raises(ValueError, match='task stroller has no feet: expected some'): DescribedEnv(Task('stroller', 5, 2, (), ('pace',), (3,), (9,), 0.), None)
