@@ -12,7 +12,7 @@ RUNS = {  # the seeds of every method that is trained at each scale
     'laptop': {'ours': SEEDS, 'paper': SEEDS[:2]},
     'paper': {'ours': SEEDS, 'paper': SEEDS}}
 STUDIES = 'kl', 'hidden', 'centring', 'latent', 'behaviour', 'guidance', 'steps'  # of chapter 44
-MINUTES = {'dataset': 2, 'autoencoder': 3, 'diffusion': 3, 'behaviour': 1, 'rehearsal': 2, 'small_denoiser': 1, 'metrics': 1, '53_fig4_epochs': 1, 'baselines': 20, 'held_out': 10, 'ablation': 5, 'language': 8, 'sequences': 2, 'combine': 1, '52_fig3_prompts': 1}  # at laptop scale on 2 cores; .5 for the others
+MINUTES = {'dataset': 1, 'autoencoder': 1.5, 'diffusion': 1, 'behaviour': .5, 'rehearsal': 1, 'small_denoiser': .5, 'metrics': .5, '53_fig4_epochs': 1, 'baselines': 20, 'held_out': 10, 'ablation': 5, 'language': 8, 'sequences': 1.5, 'combine': 1, '52_fig3_prompts': .5}  # at laptop scale on 2 cores; .5 for the others
 # log lines of papermill and of the kernel that say nothing about the run
 CHATTER = 'IPKernelApp|(Input|Output) Notebook: |Executing notebook with|(Executing|Ending) Cell|<Figure size|Black is not installed|^$'
 
