@@ -39,7 +39,7 @@ except FileNotFoundError as e: sys.exit(f'error: {e}; chapter 14 searches one, t
 
 # One run at a time in a folder. The lock belongs to the process that holds it, so a killed run leaves none behind;
 # a dry run writes nothing that another one reads, and the jobs of a cluster belong to the run that sent them.
-if CORES and workflow.is_main_process and not any(re.fullmatch('-[a-z]*n[a-z]*|--dry-?run', a) for a in sys.argv):
+if (CORES or workflow.resource_settings.nodes) and workflow.is_main_process and not any(re.fullmatch('-[a-z]*n[a-z]*|--dry-?run', a) for a in sys.argv):
     Path('.snakemake').mkdir(exist_ok=True)
     LOCK = open('.snakemake/run.lock', 'w')
     try: fcntl.flock(LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB)
