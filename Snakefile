@@ -1,7 +1,6 @@
 # From archives to tables and figures: every rule runs one notebook. Start it with `make figures`, or by hand:
 #   snakemake --cores 2 --config scale=laptop tasks="walker2d"
 import ast, fcntl, hashlib, json, os, re, shutil, sys
-from collections import Counter
 from pathlib import Path
 from policydiffusion.archive import Archive
 from policydiffusion.autoencoder import COMPACT_SIZES, compact_sizes
@@ -18,7 +17,8 @@ MINUTES = {'dataset': 1, 'autoencoder': 1.5, 'diffusion': 1, 'behaviour': .5, 'r
 CHATTER = 'IPKernelApp|(Input|Output) Notebook: |Executing notebook with|(Executing|Ending) Cell|<Figure size|Black is not installed|^$'
 
 SCALE = config.get('scale', 'laptop')
-TASKS = list(dict.fromkeys(str(config.get('tasks', 'walker2d') or '').replace(',', ' ').split()))  # each once
+TASKS = str(config.get('tasks', 'walker2d') or '').replace(',', ' ').split()
+TASKS = list(dict.fromkeys(TASKS))  # each once
 CORES = workflow.resource_settings.cores  # None where nothing is to be run
 
 
@@ -29,7 +29,8 @@ def archive(task):
 try:  # bad input is refused here, in one sentence and before anything is touched
     for setting in config: check_choice('setting', setting, ('scale', 'tasks'))
     check_choice('scale', SCALE, SCALES)
-    if CORES is not None and CORES < 1: raise ValueError(f'cores is {CORES}: expected a whole number from 1')
+    if CORES is not None and CORES < 1:
+        raise ValueError(f'cores is {CORES}: expected a whole number from 1')
     if not TASKS: raise ValueError('tasks is empty: expected Brax tasks, such as TASKS="walker2d ant"')
     for task in TASKS: get_task(task)
     if SCALE == 'laptop':
@@ -37,9 +38,11 @@ try:  # bad input is refused here, in one sentence and before anything is touche
 except ValueError as e: sys.exit(f'error: {e}')
 except FileNotFoundError as e: sys.exit(f'error: {e}; chapter 14 searches one, to be put there')
 
-# One run at a time in a folder. The lock belongs to the process that holds it, so a killed run leaves none behind;
-# a dry run writes nothing that another one reads, and the jobs of a cluster belong to the run that sent them.
-if (CORES or workflow.resource_settings.nodes) and workflow.is_main_process and not any(re.fullmatch('-[a-z]*n[a-z]*|--dry-?run', a) for a in sys.argv):
+# One run at a time in a folder. The lock belongs to the process that holds it, so a killed run
+# leaves none behind. A dry run writes nothing that another one reads; a cluster's jobs belong to
+# the run that sent them.
+dry = any(re.fullmatch('-[a-z]*n[a-z]*|--dry-?run', word) for word in sys.argv)
+if (CORES or workflow.resource_settings.nodes) and workflow.is_main_process and not dry:
     Path('.snakemake').mkdir(exist_ok=True)
     LOCK = open('.snakemake/run.lock', 'w')
     try: fcntl.flock(LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -47,19 +50,19 @@ if (CORES or workflow.resource_settings.nodes) and workflow.is_main_process and 
         print('another run is at work in this folder: waiting for it to end', file=sys.stderr)
         fcntl.flock(LOCK, fcntl.LOCK_EX)
 
-# Compiled roll-outs are kept, so that a step does not compile what another one has compiled. JAX keeps none that took
-# less than a second to compile.
+# Compiled roll-outs are kept, so that a step need not compile what another one has compiled.
+# (JAX itself leaves out what takes less than a second.)
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.abspath('artifacts/jax_cache'))
 
-
-# A step is run again when the code that it runs has changed: the cells of its notebook and, of the library, what those
-# name, what that names, and so on. Code is compared as Python reads it: comments, docstrings and blank lines do not count.
+# A step is run again when the code that it runs has changed: the cells of its notebook and, of the
+# library, what those name, what that names, and so on. Code is compared as Python reads it:
+# comments, docstrings and blank lines do not count.
 
 class Bare(ast.NodeTransformer):
     "Drops docstrings."
     def bare(self, node):
         self.generic_visit(node)
-        if ast.get_docstring(node, clean=False) is not None: node.body = node.body[1:] or [ast.Pass()]
+        if ast.get_docstring(node) is not None: node.body = node.body[1:] or [ast.Pass()]
         return node
     visit_ClassDef = visit_FunctionDef = bare
 
@@ -78,27 +81,32 @@ def names(tree):
 def bound(statement):
     "The names that a statement at the top of a module defines."
     if isinstance(statement, (ast.FunctionDef, ast.ClassDef)): return {statement.name}
-    return {n.id for n in ast.walk(statement) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    nodes = (n for n in ast.walk(statement) if isinstance(n, ast.Name))
+    return {n.id for n in nodes if isinstance(n.ctx, ast.Store)}
 
 
 def cells(path):
     "The code of a notebook."
     cells = json.loads(path.read_text(encoding='utf-8'))['cells']
-    return ast.parse('\n'.join(re.sub('(?m)^[%!].*', '', ''.join(c['source'])) for c in cells if c['cell_type'] == 'code'))
+    code = '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'code')
+    return ast.parse(re.sub('(?m)^[%!].*', '', code))  # without IPython's commands
 
 
 def library():
-    "(module, names bound, names used, hash) of every statement of the library; imports of its own are followed by name."
+    "(module, names bound, names used, hash) of every statement of the library."
     parts = []
     for path in sorted(Path('policydiffusion').glob('[a-z]*.py')):
         for statement in ast.parse(path.read_text(encoding='utf-8')).body:
+            # what a module imports from another one is found by its name
             if getattr(statement, 'level', 0) or bound(statement) == {'__all__'}: continue
-            uses = set() if isinstance(statement, (ast.Import, ast.ImportFrom)) else names(statement)
+            imports = isinstance(statement, (ast.Import, ast.ImportFrom))
+            uses = set() if imports else names(statement)
             parts.append((path.stem, bound(statement), uses, digest(statement)))
     return parts
 
-LIBRARY, NOTEBOOKS = library(), {path.stem: cells(path) for path in sorted(Path('nbs').glob('[0-9]*.ipynb'))}
-NAMED = Counter(name for used in (*(uses - own for _, own, uses, _ in LIBRARY), *map(names, NOTEBOOKS.values())) for name in used)
+LIBRARY = library()
+NOTEBOOKS = {path.stem: cells(path) for path in sorted(Path('nbs').glob('[0-9]*.ipynb'))}
+NAMED = set().union(*(uses - own for _, own, uses, _ in LIBRARY), *map(names, NOTEBOOKS.values()))
 
 
 def code_of(notebook):
@@ -108,19 +116,20 @@ def code_of(notebook):
         known |= new
         modules = {module for module, own, _, _ in LIBRARY if own & known}
         # what does something instead of defining it, or is named nowhere, belongs to its module
-        used = [part for part in LIBRARY if part[1] & known or part[0] in modules and not any(NAMED[name] for name in part[1])]
+        used = [(module, own, uses, what) for module, own, uses, what in LIBRARY
+                if own & known or module in modules and not own & NAMED]
         new = set().union(*(uses for _, _, uses, _ in used)) - known
     lines = [f'{module} {",".join(sorted(own))} {what}' for module, own, _, what in used]
     return '\n'.join([f'{notebook} {digest(NOTEBOOKS[notebook])}', *lines, ''])
 
 
 def code(notebook):
-    "A file that is newer than a step's results when its code has changed since; an input of the step."
+    "An input of a step: a file that is written anew when the step's code has changed."
     path, now = Path(f'artifacts/code/{notebook}.txt'), code_of(notebook)
     before = path.read_text() if path.exists() else None
     if now != before:
         with atomic_path(path) as tmp: tmp.write_text(now)
-    if before is None: os.utime(path, (1, 1))  # what was made before anybody kept count is taken for made by this code
+    if before is None: os.utime(path, (1, 1))  # what is there already is taken for made by this code
     return str(path)
 
 
@@ -280,7 +289,9 @@ rule rehearsal:
     shell: notebook('36_rehearsal', 'task', 'scale', 'method', 'seed')
 
 rule small_denoiser:
-    input: rules.dataset.output[0], rules.behaviour.output, rules.rehearsal.output[0], code('37_small_denoiser')
+    input:
+        rules.dataset.output[0], rules.behaviour.output, rules.rehearsal.output[0],
+        code('37_small_denoiser')
     output: 'artifacts/{scale}/{task}/{method}-{seed}/generator.safetensors'
     wildcard_constraints: method='ours[a-z_]*'
     log: 'runs/{scale}/{task}/{method}-{seed}/37_small_denoiser.ipynb'
@@ -291,7 +302,9 @@ rule small_denoiser:
     shell: notebook('37_small_denoiser', 'task', 'scale', 'method', 'seed')
 
 rule metrics:
-    input: rules.dataset.output[1], 'artifacts/{scale}/{task}/{method}-{seed}/generator.safetensors', code('40_metrics')
+    input:
+        rules.dataset.output[1], 'artifacts/{scale}/{task}/{method}-{seed}/generator.safetensors',
+        code('40_metrics')
     output: 'artifacts/{scale}/{task}/{method}-{seed}/generated.safetensors', 'artifacts/{scale}/{task}/results/{method}-{seed}-metrics.csv'
     log: 'runs/{scale}/{task}/{method}-{seed}/40_metrics.ipynb'
     benchmark: 'artifacts/{scale}/{task}/{method}-{seed}/times/40_metrics.tsv'
@@ -313,8 +326,11 @@ for name, (reads, parameters) in FIGURES.items():
         resources: **cost(name)
         shell: notebook('{rule}', given='{params.given}')
 
+OURS = 'artifacts/{scale}/{task}/ours-{seed}'
+OF_OURS = [f'{OURS}/answers.safetensors', f'{OURS}/generator.safetensors']
+
 rule baselines:
-    input: rules.dataset.output, 'artifacts/{scale}/{task}/ours-{seed}/answers.safetensors', 'artifacts/{scale}/{task}/ours-{seed}/generator.safetensors', code('42_baselines')
+    input: rules.dataset.output, OF_OURS, code('42_baselines')
     output: touch('artifacts/{scale}/{task}/drawn/42_baselines-{seed}')
     log: 'runs/{scale}/{task}/42_baselines-{seed}.ipynb'
     benchmark: 'artifacts/{scale}/{task}/times/42_baselines-{seed}.tsv'
@@ -326,7 +342,9 @@ rule baselines:
 TABLES = ' '.join(f'-r {k} {v}' for k, v in dict(LISTS, scale=SCALE).items())
 
 rule held_out:
-    input: rules.dataset.output, 'artifacts/{scale}/{task}/ours-{seed}/generated.safetensors', code('43_lookup')
+    input:
+        rules.dataset.output, 'artifacts/{scale}/{task}/ours-{seed}/generated.safetensors',
+        code('43_lookup')
     output: touch('artifacts/{scale}/{task}/drawn/43_lookup-{seed}')
     log: 'runs/{scale}/{task}/43_lookup-{seed}.ipynb'
     benchmark: 'artifacts/{scale}/{task}/times/43_lookup-{seed}.tsv'
@@ -356,7 +374,7 @@ rule with_baselines:  # what simpler methods do with as many numbers, and ours w
     shell: notebook('54_frontier', given='{params.given}')
 
 rule language:
-    input: rules.dataset.output, 'artifacts/{scale}/{task}/ours-{seed}/answers.safetensors', 'artifacts/{scale}/{task}/ours-{seed}/generator.safetensors', code('35_language')
+    input: rules.dataset.output, OF_OURS, code('35_language')
     output: 'artifacts/{scale}/{task}/ours-{seed}/text_generator.safetensors'
     log: 'runs/{scale}/{task}/ours-{seed}/35_language.ipynb'
     benchmark: 'artifacts/{scale}/{task}/ours-{seed}/times/35_language.tsv'
@@ -376,7 +394,7 @@ rule sequences:
     shell: notebook('41_compose', 'task', 'scale', 'seed')
 
 rule combine:
-    input: rules.dataset.output, 'artifacts/{scale}/{task}/ours-{seed}/answers.safetensors', 'artifacts/{scale}/{task}/ours-{seed}/generator.safetensors', code('45_combine')
+    input: rules.dataset.output, OF_OURS, code('45_combine')
     output: touch('artifacts/{scale}/{task}/drawn/45_combine-{seed}')
     log: 'runs/{scale}/{task}/ours-{seed}/45_combine.ipynb'
     benchmark: 'artifacts/{scale}/{task}/ours-{seed}/times/45_combine.tsv'
@@ -391,7 +409,9 @@ for task in TASKS:
             MINUTES[f'{name}_{task}{words}'] = MINUTES.get(name, .5)
             rule:
                 name: f'{name}_{task}{words}'
-                input: f'artifacts/{SCALE}/{task}/ours-{SEEDS[0]}/{"text_" if words else ""}generator.safetensors', code(name)
+                input:
+                    f'artifacts/{SCALE}/{task}/ours-{SEEDS[0]}/{"text_" if words else ""}generator.safetensors',
+                    code(name)
                 output: touch(f'artifacts/{SCALE}/{task}/drawn/{name}{words}')
                 log: f'runs/{SCALE}/{task}/{name}.ipynb'
                 benchmark: f'artifacts/{SCALE}/{task}/times/{name}{words}.tsv'

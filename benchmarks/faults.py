@@ -1,4 +1,4 @@
-"""Faults provoked on purpose: runs that are killed at random, a full disk, a folder that cannot be written.
+"""Faults provoked on purpose: runs killed at random, a full disk, a folder that is read-only.
 
     python benchmarks/faults.py                                   everything, 100 kills: some hours
     python benchmarks/faults.py kills --kills 10 --jobs training  a minute
@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LOST = 120  # s of work that one kill may cost
-HASTE = 60  # times as fast runs the clock of the small jobs: they keep a checkpoint a minute, and take seconds
+HASTE = 60  # the clock of small jobs runs so much faster: they take seconds, and save each minute
 
 
 # ---- jobs that go on where they were killed; each writes its result into a folder
@@ -29,15 +29,21 @@ def training(folder):
     from policydiffusion.core import save_tensors
     from policydiffusion.policy import PolicySpec
     spec, checkpoint = PolicySpec(5, 2, (8, 8)), folder/'checkpoint.safetensors'
-    settings = ae.AutoencoderSettings(channels=(8, 8, 16), vector_width=8, hidden=8, lr=3e-3, cosine=True, batch_size=8, epochs=100)
+    settings = ae.AutoencoderSettings(channels=(8, 8, 16), vector_width=8, hidden=8, lr=3e-3,
+                                      cosine=True, batch_size=8, epochs=100)
     seed_torch(0)
     params = ae.toy_archive(spec, n=25, rank=3)
-    state = ae.start_training(ae.build_autoencoder(spec, settings, *ae.standardisation(params, settings.centring), False), {'params': params}, settings, 1)
+    mean_and_sd = ae.standardisation(params, settings.centring)
+    model = ae.build_autoencoder(spec, settings, *mean_and_sd, False)
+    state = ae.start_training(model, {'params': params}, settings, 1)
     if checkpoint.exists(): state = ae.load_checkpoint(checkpoint, state)
     saved = time.time()
     for _ in ae.train_autoencoder(state):
-        if time.time() - saved > 20: ae.save_checkpoint(checkpoint, state); saved = time.time()
-    save_tensors(folder/'result.safetensors', {k: v.numpy() for k, v in state.model.state_dict().items()}, {'kind': 'result'})
+        if time.time() - saved > 20:
+            ae.save_checkpoint(checkpoint, state)
+            saved = time.time()
+    weights = {k: v.numpy() for k, v in state.model.state_dict().items()}
+    save_tensors(folder/'result.safetensors', weights, {'kind': 'result'})
     checkpoint.unlink(missing_ok=True)
 
 
@@ -52,30 +58,40 @@ def warm_start(folder):
     from policydiffusion import search
     from policydiffusion.core import save_tensors
     from policydiffusion.tasks import get_task
-    stages = search.WarmStart((search.Stage(512, .99, 1e-3, 1e-3), search.Stage(512, .997, 5e-4, 5e-5, 1.)), 64, snapshots=2)
-    for _, _, ancestor in search.warm_start('walker2d', get_task('walker2d').spec(), stages, search.SMOKE.ppo, 1, folder/'warm.safetensors'): pass
+    stages = search.Stage(512, .99, 1e-3, 1e-3), search.Stage(512, .997, 5e-4, 5e-5, 1.)
+    settings, spec = search.WarmStart(stages, 64, snapshots=2), get_task('walker2d').spec()
+    updates = search.warm_start('walker2d', spec, settings, search.SMOKE.ppo, 1, folder/'warm.safetensors')
+    for _, _, ancestor in updates: pass
     save_tensors(folder/'result.safetensors', ancestor._asdict(), {'kind': 'result'})
 
 
-def search(folder):
-    "A few batches of one operator: several would share the time, and so depend on it."
+def walkers(spec):
+    "An ancestor and snapshots made of four shipped policies, in place of a warm start."
+    import numpy as np
     from policydiffusion import search
-    from policydiffusion.core import DATA, load_tensors, save_tensors
+    from policydiffusion.core import DATA, load_tensors
+    rows = load_tensors(DATA/'archives'/'walker2d.safetensors')[0]['params'][:4].astype(np.float32)
+    critic = np.asarray(search.init_params(search.jax.random.key(9), search.critic_spec(spec), 1.))
+    log_std, mean = np.full(6, -1., np.float32), np.zeros(spec.obs_size, np.float32)
+    return search.Ancestor(rows[0], critic, log_std, mean, mean + 1, rows[1:])
+
+
+def batches(folder):
+    "A search of one operator: several would share the time, so the result would depend on it."
+    from policydiffusion import search
+    from policydiffusion.core import save_tensors
     from policydiffusion.tasks import get_task
     task, path = get_task('walker2d'), folder/'search.safetensors'
-    rows = load_tensors(DATA/'archives'/'walker2d.safetensors')[0]['params'][:4].astype('float32')
-    spec = task.spec()
-    critic = search.init_params(search.jax.random.key(9), search.critic_spec(spec), 1.)
-    np = search.np
-    ancestor = search.Ancestor(rows[0], np.asarray(critic), np.full(spec.action_size, -1., np.float32), np.zeros(spec.obs_size, np.float32), np.ones(spec.obs_size, np.float32), rows[1:])
     settings = search.SMOKE.search._replace(operators=(('iso_line', 1.),))
-    now = search.Search('walker2d', spec, ancestor, settings, task.dims, seed=3)
+    now = search.Search('walker2d', task.spec(), walkers(task.spec()), settings, task.dims, seed=3)
     if path.exists(): now.load(path)
     for _ in search.run_search(now, float('inf'), path, iterations=20): pass
-    save_tensors(folder/'result.safetensors', {**now.pool._asdict(), 'visits': now.visits}, {'kind': 'result'})
+    path.unlink()  # it holds times
+    found = {**now.pool._asdict(), 'visits': now.visits}
+    save_tensors(folder/'result.safetensors', found, {'kind': 'result'})
 
 
-JOBS = {'training': training, 'warm_start': warm_start, 'search': search, 'pipeline': None}
+JOBS = {'training': training, 'warm_start': warm_start, 'search': batches, 'pipeline': None}
 
 
 # ---- killing them
@@ -83,7 +99,7 @@ JOBS = {'training': training, 'warm_start': warm_start, 'search': search, 'pipel
 def command(job, folder):
     "What is started, and started again after every kill."
     if job != 'pipeline': return [sys.executable, __file__, '--job', job, '--folder', str(folder)]
-    return [sys.executable, '-m', 'snakemake', '--cores', '2', '--quiet', '--config', 'scale=smoke', 'tasks=walker2d']
+    return [sys.executable, '-m', 'snakemake', '--cores', '2', '--config', 'scale=smoke']
 
 
 def prepare(job, folder):
@@ -91,7 +107,8 @@ def prepare(job, folder):
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     if job != 'pipeline': return
-    for name in ('nbs', 'policydiffusion', 'profiles', 'figures'): shutil.copytree(ROOT/name, folder/name)
+    for name in ('nbs', 'policydiffusion', 'profiles', 'figures'):
+        shutil.copytree(ROOT/name, folder/name)
     for name in ('Snakefile', 'settings.ini', 'README.md'): shutil.copy(ROOT/name, folder)
     (folder/'data').symlink_to(ROOT/'data')
 
@@ -100,8 +117,10 @@ def start(job, folder):
     "Start the job in a process group of its own."
     where = folder if job == 'pipeline' else ROOT
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')])
-    env = {**os.environ, 'PYTHONPATH': str(where), 'PATH': path, 'JAX_COMPILATION_CACHE_DIR': str(folder.parent/'jax_cache')}
-    return subprocess.Popen(command(job, folder), cwd=where, env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    env = {**os.environ, 'PYTHONPATH': str(where), 'PATH': path,
+           'JAX_COMPILATION_CACHE_DIR': str(folder.parent/'jax_cache')}
+    return subprocess.Popen(command(job, folder), cwd=where, env=env, start_new_session=True,
+                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def finish(process):
@@ -112,23 +131,26 @@ def finish(process):
 
 def meaning(path):
     "What a file says, without the date and the speed of the computer."
-    if path.suffix == '.csv': return '\n'.join(line for line in path.read_text().split('\n') if 'policies_per_second' not in line)
+    if path.suffix == '.csv':
+        return [line for line in path.read_text().split('\n') if 'policies_per_second' not in line]
     if path.suffix != '.safetensors': return hashlib.sha256(path.read_bytes()).hexdigest()
     from policydiffusion.core import load_tensors
     tensors, meta = load_tensors(path)
     meta.get('provenance', meta).pop('date', None)
-    return json.dumps(meta, sort_keys=True), {k: hashlib.sha256(v.tobytes()).hexdigest() for k, v in tensors.items()}
+    hashes = {k: hashlib.sha256(v.tobytes()).hexdigest() for k, v in tensors.items()}
+    return json.dumps(meta, sort_keys=True), hashes
 
 
 def results(folder):
-    "Everything that a job leaves behind, but for logs, times and what others may keep: file to meaning."
-    skip = {'.snakemake', 'runs', 'times', 'nbs', 'data', 'jax_cache', '__pycache__', 'policydiffusion'}
-    files = [p for p in sorted(folder.rglob('*')) if p.is_file() and not skip & set(p.relative_to(folder).parts)]
+    "Everything that a job leaves behind, but for logs and times: file to meaning."
+    skip = {'.snakemake', 'runs', 'times', 'nbs', 'data', '__pycache__', 'policydiffusion'}
+    files = [p for p in sorted(folder.rglob('*'))
+             if p.is_file() and not skip & set(p.relative_to(folder).parts)]
     return {str(p.relative_to(folder)): meaning(p) for p in files}
 
 
 def kill_at_random(process, most, rng):
-    "Kill a job, alone or with all that it started, after up to `most` seconds; True if it was still at work."
+    "Kill a job, alone or with all that it started, within `most` s; True if it was still at work."
     try: process.wait(rng.uniform(0, most))
     except subprocess.TimeoutExpired: pass
     alive = process.poll() is None
@@ -138,7 +160,7 @@ def kill_at_random(process, most, rng):
 
 
 def chain(job, folder, straight, seconds, n, rng):
-    "Kill one run up to n times, then let it end: kills, differences from the undisturbed run, seconds lost to each."
+    "Kill a run up to n times, then let it end: kills, files that differ, seconds lost to a kill."
     prepare(job, folder)
     begin, killed = time.monotonic(), 0
     for _ in range(n):
@@ -149,22 +171,29 @@ def chain(job, folder, straight, seconds, n, rng):
     return killed, different, (time.monotonic() - begin - seconds)/max(1, killed)
 
 
+def undisturbed(job, folder):
+    "Results and seconds of a run that nobody kills; an earlier one fills the cache of programs."
+    for _ in range(2):
+        prepare(job, folder)
+        begin = time.monotonic()
+        finish(start(job, folder))
+    return results(folder), time.monotonic() - begin
+
+
 def kills(args) -> int:
     "Kill every job at random times; returns the number of findings."
     rng, findings = random.Random(args.seed), 0
     with tempfile.TemporaryDirectory() as scratch:
         for job in args.jobs:
             folder, killed, worst, wrong = Path(scratch)/job, 0, 0., []
-            for _ in range(2):  # the first run fills the cache of compiled programs
-                prepare(job, folder)
-                begin = time.monotonic(); finish(start(job, folder)); seconds = time.monotonic() - begin
-            straight = results(folder)
+            straight, seconds = undisturbed(job, folder)
             while killed < args.kills/len(args.jobs):
                 n, different, lost = chain(job, folder, straight, seconds, rng.randint(1, 4), rng)
                 killed, worst, wrong = killed + n, max(worst, lost), wrong + different
             findings += len(wrong) + (worst > LOST)
-            print(f'{job}: {len(straight)} files in {seconds:.0f} s undisturbed, {killed} kills, {len(wrong)} files that differ or are left behind, '
-                  f'at most {worst:.0f} s lost to one', *sorted(set(wrong)), flush=True)
+            print(f'{job}: {len(straight)} files in {seconds:.0f} s undisturbed; {killed} kills, '
+                  f'{len(wrong)} files that differ or are left behind {sorted(set(wrong))}, '
+                  f'at most {worst:.0f} s lost to one kill', flush=True)
     return findings
 
 
@@ -172,18 +201,18 @@ def kills(args) -> int:
 
 def writers(folder):
     "The project's ways of writing a file: path to what writes it."
+    import matplotlib
     import numpy as np
     from policydiffusion import core
-    core.FIGURES = folder
-    def figure():
-        import matplotlib
-        matplotlib.use('agg')
-        import matplotlib.pyplot as plt
-        fig, ax = plt.subplots(); ax.imshow(np.random.default_rng(0).random((200, 200)))
-        core.save_fig(fig, 'figure', 'laptop')
+    matplotlib.use('agg')
+    from matplotlib import pyplot
+    core.FIGURES, tensors, table = folder, folder/'tensors.safetensors', folder/'table.csv'
     rows = core.pd.DataFrame({'task': 'ant', 'x': np.arange(200_000.)})
-    return {folder/'tensors.safetensors': lambda: core.save_tensors(folder/'tensors.safetensors', {'x': np.zeros(10**6)}, {'kind': 'demo'}),
-            folder/'table.csv': lambda: core.update_rows(folder/'table.csv', rows), folder/'figure.pdf': figure}
+    fig, ax = pyplot.subplots()
+    ax.imshow(np.random.default_rng(0).random((200, 200)))
+    return {tensors: lambda: core.save_tensors(tensors, {'x': np.zeros(10**6)}, {'kind': 'demo'}),
+            table: lambda: core.update_rows(table, rows),
+            folder/'figure.pdf': lambda: core.save_fig(fig, 'figure', 'laptop')}
 
 
 def try_all(what, folder) -> int:
@@ -213,20 +242,24 @@ def disk(args) -> int:
     return findings
 
 
-SECTIONS = {'kills': kills, 'disk': disk}  # name to what tries it and returns the number of findings
+# name to what tries it and returns the number of findings; property tests belong here, too
+SECTIONS = {'kills': kills, 'disk': disk}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('sections', nargs='*', help=f"any of {', '.join(SECTIONS)}; all if none is named")
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('sections', nargs='*', help=f"any of {', '.join(SECTIONS)}; all if none")
     parser.add_argument('--kills', type=int, default=100, help='kills in all')
-    parser.add_argument('--jobs', type=lambda s: s.split(','), default=list(JOBS), help=f"what is killed, of {', '.join(JOBS)}")
-    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--jobs', type=lambda s: s.split(','), default=list(JOBS),
+                        help=f"what is killed, of {', '.join(JOBS)}")
+    parser.add_argument('--seed', type=int, default=0, help='of the times at which jobs are killed')
     parser.add_argument('--job', choices=JOBS, help=argparse.SUPPRESS)
     parser.add_argument('--folder', type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     for kind, given, known in (('section', args.sections, SECTIONS), ('job', args.jobs, JOBS)):
-        for name in set(given) - set(known): parser.error(f"{kind} {name!r} is unknown: expected one of {', '.join(known)}")
+        for name in set(given) - set(known):
+            parser.error(f"{kind} {name!r} is unknown: expected one of {', '.join(known)}")
     if args.job:
         clock = time.time
         time.time = lambda: HASTE*clock()

@@ -137,7 +137,7 @@ def concerns(
     error: OSError,  # what went wrong while a file was written
     path: Path,  # that file
 ) -> bool:  # False if it is about another file, or says so already
-    "Whether an error is about writing this file: it names none, a temporary of it, or a folder above."
+    "Whether an error names no file, or a temporary of this one, or a folder above it."
     named = Path(str(error.filename)) if error.filename else None
     ours = named is None or named in path.parents or named.name.startswith(f'.{path.name}.')
     return bool(error.errno) and ours and str(path) not in str(error)
@@ -161,7 +161,8 @@ def atomic_path(
         flush(path.parent)
     except OSError as e:
         if not concerns(e, path): raise
-        raise OSError(e.errno, f"{path} cannot be written ({e.strerror}): expected free space and a folder that may be written to") from e
+        raise OSError(e.errno, f"{path} cannot be written ({e.strerror}): "
+                      "expected free space and a folder that may be written to") from e
     finally:
         if tmp: Path(tmp).unlink(missing_ok=True)
 
@@ -246,10 +247,13 @@ def read_table(
 ) -> pd.DataFrame:  # its rows
     "Read a small table; one sentence if it is empty, cut short or another one."
     text = Path(path).read_text(encoding='utf-8', errors='replace')
-    whole = text.endswith('\n') and {line.count(',') for line in text.splitlines()} == {len(columns) - 1}
+    commas = {line.count(',') for line in text.splitlines()}
+    whole = text.endswith('\n') and commas == {len(columns) - 1}
     table = pd.read_csv(io.StringIO(text)) if whole else pd.DataFrame()
-    if list(table) != list(columns) or 'value' in table and table.value.dtype.kind not in 'fi' and len(table):
-        raise ValueError(f"{path} is empty, cut short or no table of this kind: expected lines of {','.join(columns)}; delete it and run its step again")
+    numbers = 'value' not in table or not len(table) or table.value.dtype.kind in 'fi'
+    if list(table) != list(columns) or not numbers:
+        raise ValueError(f"{path} is empty, cut short or no table of this kind: expected lines of "
+                         f"{','.join(columns)}; delete it and run its step again")
     return table
 
 # %% ../nbs/00_start_here.ipynb #d95b30f8
@@ -258,7 +262,8 @@ def read_results(
 ) -> pd.DataFrame:  # tidy rows; empty if the file does not exist
     "Read the table of results."
     path = Path(path or FIGURES/'results.csv')
-    return read_table(path, RESULT_COLUMNS) if path.exists() else pd.DataFrame(columns=RESULT_COLUMNS)
+    if not path.exists(): return pd.DataFrame(columns=RESULT_COLUMNS)
+    return read_table(path, RESULT_COLUMNS)
 
 # %% ../nbs/00_start_here.ipynb #2882a31f
 def collect_results(
@@ -267,13 +272,15 @@ def collect_results(
     tasks: list = None,  # Brax tasks whose parts are merged; all if None
     speeds: bool = False,  # whether speeds that the table knows are replaced, too
 ) -> pd.DataFrame:  # the merged table
-    "Merge laptop and paper parts into the table; a newer row replaces the older one of the same run and metric."
-    path, artifacts, run = Path(path or FIGURES/'results.csv'), Path(artifacts or ARTIFACTS), RESULT_COLUMNS[:-1]
-    parts = [p for p in sorted(artifacts.glob('*/*/results/*.csv')) if p.parts[-4] != 'smoke' and p.name[0] != '.']
-    new = [read_table(p, RESULT_COLUMNS) for p in parts if tasks is None or p.parts[-3] in tasks]
+    "Merge laptop and paper parts into the table; a newer row replaces the older one of its run."
+    path, artifacts = Path(path or FIGURES/'results.csv'), Path(artifacts or ARTIFACTS)
+    parts = [p for p in sorted(artifacts.glob('*/*/results/*.csv'))
+             if p.parts[-4] != 'smoke' and p.name[0] != '.' and (tasks is None or p.parts[-3] in tasks)]
     old = read_results(path)
     quiet = old[old.metric.isin(() if speeds else SPEEDS)]
-    table = pd.concat([r for r in (old, *new, quiet) if len(r)] or [old])
+    rows = [old, *(read_table(p, RESULT_COLUMNS) for p in parts), quiet]
+    table = pd.concat([r for r in rows if len(r)] or [old])
+    run = RESULT_COLUMNS[:-1]
     table = table.drop_duplicates(run, keep='last').sort_values(run)
     with atomic_path(path) as tmp: table.to_csv(tmp, index=False, float_format='%.6g')
     return table
@@ -311,9 +318,9 @@ def update_rows(
 ) -> pd.DataFrame:  # all rows, as the file rounds them; tasks in the order in which they came
     "Replace some tasks' rows of a table and keep the others'."
     old = read_table(path, rows.columns) if Path(path).exists() else rows[:0]
-    kept = old[~old.task.isin(rows.task)]
     order = list(dict.fromkeys([*old.task, *rows.task]))
-    table = pd.concat([r for r in (kept, rows) if len(r)]).sort_values('task', key=lambda t: t.map(order.index), kind='stable')
+    table = pd.concat([r for r in (old[~old.task.isin(rows.task)], rows) if len(r)])
+    table = table.sort_values('task', key=lambda t: t.map(order.index), kind='stable')
     with atomic_path(path) as tmp: table.to_csv(tmp, index=False, float_format=float_format)
     return read_table(path, rows.columns)
 

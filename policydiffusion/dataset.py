@@ -31,9 +31,12 @@ def load_archive(
     known, shipped = get_task(task), DATA/'archives'/f'{task}.safetensors'
     if scale == 'paper': return Archive.load(artifact_dir(scale, task)/'archive.safetensors', task)
     if scale == 'laptop': return Archive.load(shipped, task)
-    if not shipped.parent.is_dir(): raise FileNotFoundError(f"{shipped.parent} does not exist: expected the archives of a checkout of the project, in or above the working folder")
+    if not shipped.parent.is_dir():
+        raise FileNotFoundError(f"{shipped.parent} does not exist: expected the archives of a checkout "
+                                "of the project, in or above the working folder")
     if not shipped.exists():
-        warnings.warn(f"{shipped} does not exist: {SMOKE_POLICIES} random policies stand in for the archive of {task} in this smoke run")
+        warnings.warn(f"{shipped} does not exist: {SMOKE_POLICIES} random policies stand in for "
+                      f"the archive of {task} in this smoke run")
         return made_up_archive(task, SMOKE_POLICIES, known.dims, known.spec())
     archive = Archive.load(shipped, task)
     return archive.select(np.linspace(0, len(archive) - 1, SMOKE_POLICIES).astype(int))
