@@ -89,7 +89,8 @@ def cells(path):
     "The code of a notebook."
     cells = json.loads(path.read_text(encoding='utf-8'))['cells']
     code = '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'code')
-    return ast.parse(re.sub('(?m)^[%!].*', '', code))  # without IPython's commands
+    try: return ast.parse(re.sub('(?m)^[%!].*', '', code))  # without IPython's commands
+    except SyntaxError as e: sys.exit(f'error: {path} does not parse: {e.msg} in {e.text!r}')
 
 
 def library():
