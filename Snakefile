@@ -1,6 +1,6 @@
 # From archives to tables and figures: every rule runs one notebook. Start it with `make figures`, or by hand:
 #   snakemake --cores 2 --config scale=laptop tasks="walker2d"
-import ast, fcntl, hashlib, json, os, re, shutil, sys
+import ast, fcntl, hashlib, json, os, re, shutil, symtable, sys
 from pathlib import Path
 from policydiffusion.archive import Archive
 from policydiffusion.autoencoder import COMPACT_SIZES, compact_sizes
@@ -73,9 +73,14 @@ def digest(tree):
 
 
 def names(tree):
-    "Every name that some code uses or binds, whatever it stands for."
-    found = {getattr(node, key, None) for node in ast.walk(tree) for key in ('id', 'attr', 'name')}
-    return {name for name in found if isinstance(name, str)}
+    "The names from elsewhere that some code uses, alone or as a part of a module."
+    def used(table):
+        top = table.get_type() == 'module'
+        yield from (s.get_name() for s in table.get_symbols() if s.is_referenced() and (top or s.is_global()))
+        for inner in table.get_children(): yield from used(inner)
+    aliases = {a.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for a in node.names}
+    parts = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)}
+    return set(used(symtable.symtable(ast.unparse(tree), 'code', 'exec'))) | aliases | parts
 
 
 def bound(statement):
