@@ -3,7 +3,16 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 figures_goal = all
-.PHONY: help install figures paper-full baselines ablations steering test in-step notebooks units
+GOALS = help install figures paper-full baselines ablations steering minutes test in-step notebooks units
+SETTINGS = TASKS SCALE CORES PYTHON
+.PHONY: $(GOALS)
+
+# A misspelt setting would quietly be another run.
+given := $(foreach v,$(.VARIABLES),$(if $(filter command,$(origin $v)),$v))
+unknown := $(filter-out $(SETTINGS) SHELL MAKE% -%,$(given))
+$(if $(unknown),$(error setting $(unknown) is unknown: expected one of $(SETTINGS)))
+unknown := $(filter-out $(GOALS) .venv/.installed,$(MAKECMDGOALS))
+$(if $(unknown),$(error goal $(unknown) is unknown: expected one of $(GOALS)))
 
 TASKS ?= walker2d
 SCALE ?= laptop
@@ -14,7 +23,6 @@ endif
 STAMP := .venv/.installed
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/artifacts/jax_cache
-export JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS := 5
 
 help:
 	@echo 'make figures   train, generate, roll out, draw: TASKS="walker2d ..." SCALE=laptop|smoke|paper CORES=2'
@@ -22,6 +30,7 @@ help:
 	@echo 'make baselines what simpler methods do with as many numbers: an hour more for their rows of the tables'
 	@echo 'make steering  teach words, and count how many prompts are obeyed; sequences with a second seed: a quarter of an hour more'
 	@echo 'make ablations one knob at a time, two seeds each: an hour more'
+	@echo 'make minutes   note how long steps took on this computer and how many policies it made in a second: only worth it if it had nothing else to do'
 	@echo 'make test      notebooks and library in step, every notebook at smoke scale, pytest'
 	@echo 'make install   only the virtual environment, which the others make when it is needed'
 
@@ -34,17 +43,16 @@ $(STAMP): requirements.lock settings.ini setup.py
 	python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-# The lock belongs to the process that holds it, so a killed run leaves none behind.
 figures: $(STAMP)
-	@mkdir -p .snakemake; exec 9>.snakemake/run.lock; \
-	flock -n 9 || { echo 'another run is at work in this folder: waiting for it to end'; flock 9; }; \
-	exec snakemake $(figures_goal) --cores $(CORES) --nolock --rerun-incomplete --rerun-triggers mtime params --config scale='$(SCALE)' tasks='$(TASKS)'
+	@case '$(CORES)' in ''|0*|*[!0-9]*) echo 'error: CORES is $(CORES): expected a whole number from 1' >&2; exit 1;; esac; \
+	exec snakemake $(figures_goal) --cores $(CORES) --config scale='$(SCALE)' tasks='$(TASKS)'
 
 paper-full: figures_goal = paper_full
 baselines: figures_goal = with_baselines
 ablations: figures_goal = with_ablations
 steering: figures_goal = with_steering
-paper-full baselines ablations steering: figures
+minutes: figures_goal = minutes
+paper-full baselines ablations steering minutes: figures
 
 test: in-step notebooks units
 

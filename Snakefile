@@ -1,10 +1,10 @@
 # From archives to tables and figures: every rule runs one notebook. Start it with `make figures`, or by hand:
 #   snakemake --cores 2 --config scale=laptop tasks="walker2d"
-import shutil, sys
+import ast, fcntl, hashlib, json, os, re, shutil, symtable, sys
 from pathlib import Path
 from policydiffusion.archive import Archive
 from policydiffusion.autoencoder import COMPACT_SIZES, compact_sizes
-from policydiffusion.core import SCALES, SEEDS, check_choice
+from policydiffusion.core import SCALES, SEEDS, atomic_path, check_choice
 from policydiffusion.tasks import get_task
 
 RUNS = {  # the seeds of every method that is trained at each scale
@@ -18,6 +18,8 @@ CHATTER = 'IPKernelApp|(Input|Output) Notebook: |Executing notebook with|(Execut
 
 SCALE = config.get('scale', 'laptop')
 TASKS = str(config.get('tasks', 'walker2d') or '').replace(',', ' ').split()
+TASKS = list(dict.fromkeys(TASKS))  # each once
+CORES = workflow.resource_settings.cores  # None where nothing is to be run
 
 
 def archive(task):
@@ -25,13 +27,116 @@ def archive(task):
     return {'smoke': [], 'laptop': f'data/archives/{task}.safetensors', 'paper': f'artifacts/paper/{task}/archive.safetensors'}[SCALE]
 
 try:  # bad input is refused here, in one sentence and before anything is touched
+    for setting in config: check_choice('setting', setting, ('scale', 'tasks'))
     check_choice('scale', SCALE, SCALES)
+    if CORES is not None and CORES < 1:
+        raise ValueError(f'cores is {CORES}: expected a whole number from 1')
     if not TASKS: raise ValueError('tasks is empty: expected Brax tasks, such as TASKS="walker2d ant"')
     for task in TASKS: get_task(task)
     if SCALE == 'laptop':
         for task in TASKS: Archive.load(archive(task), task)
 except ValueError as e: sys.exit(f'error: {e}')
 except FileNotFoundError as e: sys.exit(f'error: {e}; chapter 14 searches one, to be put there')
+
+# One run at a time in a folder. The lock belongs to the process that holds it, so a killed run
+# leaves none behind. A dry run writes nothing that another one reads; a cluster's jobs belong to
+# the run that sent them.
+dry = any(re.fullmatch('-[a-z]*n[a-z]*|--dry-?run', word) for word in sys.argv)
+if (CORES or workflow.resource_settings.nodes) and workflow.is_main_process and not dry:
+    Path('.snakemake').mkdir(exist_ok=True)
+    LOCK = open('.snakemake/run.lock', 'w')
+    try: fcntl.flock(LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print('another run is at work in this folder: waiting for it to end', file=sys.stderr)
+        fcntl.flock(LOCK, fcntl.LOCK_EX)
+
+# Compiled roll-outs are kept, so that a step need not compile what another one has compiled.
+# (JAX itself leaves out what takes less than a second.)
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.abspath('artifacts/jax_cache'))
+
+# A step is run again when the code that it runs has changed: the cells of its notebook and, of the
+# library, what those name, what that names, and so on. Code is compared as Python reads it:
+# comments, docstrings and blank lines do not count.
+
+class Bare(ast.NodeTransformer):
+    "Drops docstrings."
+    def bare(self, node):
+        self.generic_visit(node)
+        if ast.get_docstring(node) is not None: node.body = node.body[1:] or [ast.Pass()]
+        return node
+    visit_ClassDef = visit_FunctionDef = bare
+
+
+def digest(tree):
+    "A short hash of some code."
+    return hashlib.sha256(ast.unparse(Bare().visit(tree)).encode()).hexdigest()[:12]
+
+
+def names(tree):
+    "The names from elsewhere that some code uses, alone or as a part of a module."
+    def used(table):
+        top = table.get_type() == 'module'
+        yield from (s.get_name() for s in table.get_symbols() if s.is_referenced() and (top or s.is_global()))
+        for inner in table.get_children(): yield from used(inner)
+    aliases = {a.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for a in node.names}
+    parts = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)}
+    return set(used(symtable.symtable(ast.unparse(tree), 'code', 'exec'))) | aliases | parts
+
+
+def bound(statement):
+    "The names that a statement at the top of a module defines."
+    if isinstance(statement, (ast.FunctionDef, ast.ClassDef)): return {statement.name}
+    nodes = (n for n in ast.walk(statement) if isinstance(n, ast.Name))
+    return {n.id for n in nodes if isinstance(n.ctx, ast.Store)}
+
+
+def cells(path):
+    "The code of a notebook."
+    cells = json.loads(path.read_text(encoding='utf-8'))['cells']
+    code = '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'code')
+    try: return ast.parse(re.sub('(?m)^[%!].*', '', code))  # without IPython's commands
+    except SyntaxError as e: sys.exit(f'error: {path} does not parse: {e.msg} in {e.text!r}')
+
+
+def library():
+    "(module, names bound, names used, hash) of every statement of the library."
+    parts = []
+    for path in sorted(Path('policydiffusion').glob('[a-z]*.py')):
+        for statement in ast.parse(path.read_text(encoding='utf-8')).body:
+            # what a module imports from another one is found by its name
+            if getattr(statement, 'level', 0) or bound(statement) == {'__all__'}: continue
+            imports = isinstance(statement, (ast.Import, ast.ImportFrom))
+            uses = set() if imports else names(statement)
+            parts.append((path.stem, bound(statement), uses, digest(statement)))
+    return parts
+
+LIBRARY = library()
+NOTEBOOKS = {path.stem: cells(path) for path in sorted(Path('nbs').glob('[0-9]*.ipynb'))}
+NAMED = set().union(*(uses - own for _, own, uses, _ in LIBRARY), *map(names, NOTEBOOKS.values()))
+
+
+def code_of(notebook):
+    "A line for each piece of code that a notebook runs: where it stands, what it defines, its hash."
+    known, new, used = set(), names(NOTEBOOKS[notebook]), []
+    while new:
+        known |= new
+        modules = {module for module, own, _, _ in LIBRARY if own & known}
+        # what does something instead of defining it, or is named nowhere, belongs to its module
+        used = [(module, own, uses, what) for module, own, uses, what in LIBRARY
+                if own & known or module in modules and not own & NAMED]
+        new = set().union(*(uses for _, _, uses, _ in used)) - known
+    lines = [f'{module} {",".join(sorted(own))} {what}' for module, own, _, what in used]
+    return '\n'.join([f'{notebook} {digest(NOTEBOOKS[notebook])}', *lines, ''])
+
+
+def code(notebook):
+    "An input of a step: a file that is written anew when the step's code has changed."
+    path, now = Path(f'artifacts/code/{notebook}.txt'), code_of(notebook)
+    before = path.read_text() if path.exists() else None
+    if now != before:
+        with atomic_path(path) as tmp: tmp.write_text(now)
+    if before is None: os.utime(path, (1, 1))  # what is there already is taken for made by this code
+    return str(path)
 
 
 def runs(path):
@@ -120,6 +225,7 @@ rule all:
         ablations(('kl', 'hidden'), SEEDS) if SCALE == 'paper' else []
 
 rule search:
+    input: code('14_search')
     output: 'artifacts/{scale}/{task}/search-{seed}/archive.safetensors'
     log: 'runs/{scale}/{task}/search-{seed}/14_search.ipynb'
     benchmark: 'artifacts/{scale}/{task}/search-{seed}/times/14_search.tsv'
@@ -135,7 +241,7 @@ rule archive:
     shell: 'cp {input} {output}'
 
 rule dataset:
-    input: lambda wildcards: archive(wildcards.task)
+    input: lambda wildcards: archive(wildcards.task), code('15_dataset')
     output: multiext('artifacts/{scale}/{task}/', 'dataset.safetensors', 'reference.safetensors')
     log: 'runs/{scale}/{task}/15_dataset.ipynb'
     benchmark: 'artifacts/{scale}/{task}/times/15_dataset.tsv'
@@ -145,7 +251,7 @@ rule dataset:
     shell: notebook('15_dataset', 'task', 'scale')
 
 rule autoencoder:
-    input: 'artifacts/{scale}/{task}/dataset.safetensors'
+    input: rules.dataset.output[0], code('22_train_autoencoder')
     output: 'artifacts/{scale}/{task}/{method}-{seed}/autoencoder.safetensors'
     wildcard_constraints: method='paper[a-z_]*'
     log: 'runs/{scale}/{task}/{method}-{seed}/22_train_autoencoder.ipynb'
@@ -156,7 +262,7 @@ rule autoencoder:
     shell: notebook('22_train_autoencoder', 'task', 'scale', 'method', 'seed')
 
 rule diffusion:
-    input: rules.autoencoder.input, rules.autoencoder.output
+    input: rules.dataset.output[0], rules.autoencoder.output, code('33_latent_diffusion')
     output: multiext('artifacts/{scale}/{task}/{method}-{seed}/', 'generator.safetensors', 'latents.safetensors')
     wildcard_constraints: method='paper[a-z_]*'
     log: 'runs/{scale}/{task}/{method}-{seed}/33_latent_diffusion.ipynb'
@@ -167,7 +273,7 @@ rule diffusion:
     shell: notebook('33_latent_diffusion', 'task', 'scale', 'method', 'seed')
 
 rule behaviour:
-    input: 'artifacts/{scale}/{task}/dataset.safetensors'
+    input: rules.dataset.output[0], code('23_behaviour_loss')
     output: 'artifacts/{scale}/{task}/{method}-{seed}/autoencoder.safetensors'
     wildcard_constraints: method='ours[a-z_]*'
     log: 'runs/{scale}/{task}/{method}-{seed}/23_behaviour_loss.ipynb'
@@ -178,7 +284,7 @@ rule behaviour:
     shell: notebook('23_behaviour_loss', 'task', 'scale', 'method', 'seed')
 
 rule rehearsal:
-    input: rules.behaviour.input, rules.behaviour.output
+    input: rules.dataset.output[0], rules.behaviour.output, code('36_rehearsal')
     output: multiext('artifacts/{scale}/{task}/{method}-{seed}/', 'answers.safetensors', 'latents.safetensors')
     wildcard_constraints: method='ours[a-z_]*'
     log: 'runs/{scale}/{task}/{method}-{seed}/36_rehearsal.ipynb'
@@ -189,7 +295,9 @@ rule rehearsal:
     shell: notebook('36_rehearsal', 'task', 'scale', 'method', 'seed')
 
 rule small_denoiser:
-    input: rules.behaviour.input, rules.behaviour.output, rules.rehearsal.output[0]
+    input:
+        rules.dataset.output[0], rules.behaviour.output, rules.rehearsal.output[0],
+        code('37_small_denoiser')
     output: 'artifacts/{scale}/{task}/{method}-{seed}/generator.safetensors'
     wildcard_constraints: method='ours[a-z_]*'
     log: 'runs/{scale}/{task}/{method}-{seed}/37_small_denoiser.ipynb'
@@ -200,7 +308,9 @@ rule small_denoiser:
     shell: notebook('37_small_denoiser', 'task', 'scale', 'method', 'seed')
 
 rule metrics:
-    input: rules.dataset.output[1], 'artifacts/{scale}/{task}/{method}-{seed}/generator.safetensors'
+    input:
+        rules.dataset.output[1], 'artifacts/{scale}/{task}/{method}-{seed}/generator.safetensors',
+        code('40_metrics')
     output: 'artifacts/{scale}/{task}/{method}-{seed}/generated.safetensors', 'artifacts/{scale}/{task}/results/{method}-{seed}-metrics.csv'
     log: 'runs/{scale}/{task}/{method}-{seed}/40_metrics.ipynb'
     benchmark: 'artifacts/{scale}/{task}/{method}-{seed}/times/40_metrics.tsv'
@@ -212,7 +322,7 @@ rule metrics:
 for name, (reads, parameters) in FIGURES.items():
     rule:
         name: name
-        input: reads
+        input: reads, code(name)
         output: touch(f'artifacts/{SCALE}/drawn/{name}')
         log: f'runs/{SCALE}/{name}.ipynb'
         benchmark: f'artifacts/{SCALE}/drawn/times/{name}.tsv'
@@ -222,8 +332,11 @@ for name, (reads, parameters) in FIGURES.items():
         resources: **cost(name)
         shell: notebook('{rule}', given='{params.given}')
 
+OURS = 'artifacts/{scale}/{task}/ours-{seed}'
+OF_OURS = [f'{OURS}/answers.safetensors', f'{OURS}/generator.safetensors']
+
 rule baselines:
-    input: rules.dataset.output, 'artifacts/{scale}/{task}/ours-{seed}/answers.safetensors', 'artifacts/{scale}/{task}/ours-{seed}/generator.safetensors'
+    input: rules.dataset.output, OF_OURS, code('42_baselines')
     output: touch('artifacts/{scale}/{task}/drawn/42_baselines-{seed}')
     log: 'runs/{scale}/{task}/42_baselines-{seed}.ipynb'
     benchmark: 'artifacts/{scale}/{task}/times/42_baselines-{seed}.tsv'
@@ -235,7 +348,9 @@ rule baselines:
 TABLES = ' '.join(f'-r {k} {v}' for k, v in dict(LISTS, scale=SCALE).items())
 
 rule held_out:
-    input: rules.dataset.output, 'artifacts/{scale}/{task}/ours-{seed}/generated.safetensors'
+    input:
+        rules.dataset.output, 'artifacts/{scale}/{task}/ours-{seed}/generated.safetensors',
+        code('43_lookup')
     output: touch('artifacts/{scale}/{task}/drawn/43_lookup-{seed}')
     log: 'runs/{scale}/{task}/43_lookup-{seed}.ipynb'
     benchmark: 'artifacts/{scale}/{task}/times/43_lookup-{seed}.tsv'
@@ -249,7 +364,8 @@ rule baselines_tables:
         [f'artifacts/{SCALE}/{task}/drawn/42_baselines-{seed}' for task in TASKS for seed in RUNS[SCALE]['ours'][:2]],
         # other sizes of ours: chapter 54 draws them for the first task
         [f'artifacts/{SCALE}/{TASKS[0]}/results/ours_{size}-{SEEDS[0]}-metrics.csv' for size in COMPACT_SIZES if compact_sizes(SCALE, 'ours', TASKS[0]) != (size, size)],
-        [f'artifacts/{SCALE}/{task}/drawn/43_lookup-{SEEDS[0]}' for task in TASKS]
+        [f'artifacts/{SCALE}/{task}/drawn/43_lookup-{SEEDS[0]}' for task in TASKS],
+        code('58_tables')
     output: touch(f'artifacts/{SCALE}/drawn/58_tables_with_baselines')
     log: f'runs/{SCALE}/58_tables_with_baselines.ipynb'
     params: given=TABLES
@@ -264,7 +380,7 @@ rule with_baselines:  # what simpler methods do with as many numbers, and ours w
     shell: notebook('54_frontier', given='{params.given}')
 
 rule language:
-    input: rules.dataset.output, 'artifacts/{scale}/{task}/ours-{seed}/answers.safetensors', 'artifacts/{scale}/{task}/ours-{seed}/generator.safetensors'
+    input: rules.dataset.output, OF_OURS, code('35_language')
     output: 'artifacts/{scale}/{task}/ours-{seed}/text_generator.safetensors'
     log: 'runs/{scale}/{task}/ours-{seed}/35_language.ipynb'
     benchmark: 'artifacts/{scale}/{task}/ours-{seed}/times/35_language.tsv'
@@ -274,7 +390,7 @@ rule language:
     shell: notebook('35_language', 'task', 'scale', 'seed')
 
 rule sequences:
-    input: 'artifacts/{scale}/{task}/ours-{seed}/generator.safetensors'
+    input: 'artifacts/{scale}/{task}/ours-{seed}/generator.safetensors', code('41_compose')
     output: touch('artifacts/{scale}/{task}/drawn/41_compose-{seed}')
     log: 'runs/{scale}/{task}/ours-{seed}/41_compose.ipynb'
     benchmark: 'artifacts/{scale}/{task}/ours-{seed}/times/41_compose.tsv'
@@ -284,7 +400,7 @@ rule sequences:
     shell: notebook('41_compose', 'task', 'scale', 'seed')
 
 rule combine:
-    input: rules.dataset.output, 'artifacts/{scale}/{task}/ours-{seed}/answers.safetensors', 'artifacts/{scale}/{task}/ours-{seed}/generator.safetensors'
+    input: rules.dataset.output, OF_OURS, code('45_combine')
     output: touch('artifacts/{scale}/{task}/drawn/45_combine-{seed}')
     log: 'runs/{scale}/{task}/ours-{seed}/45_combine.ipynb'
     benchmark: 'artifacts/{scale}/{task}/ours-{seed}/times/45_combine.tsv'
@@ -299,7 +415,9 @@ for task in TASKS:
             MINUTES[f'{name}_{task}{words}'] = MINUTES.get(name, .5)
             rule:
                 name: f'{name}_{task}{words}'
-                input: f'artifacts/{SCALE}/{task}/ours-{SEEDS[0]}/{"text_" if words else ""}generator.safetensors'
+                input:
+                    f'artifacts/{SCALE}/{task}/ours-{SEEDS[0]}/{"text_" if words else ""}generator.safetensors',
+                    code(name)
                 output: touch(f'artifacts/{SCALE}/{task}/drawn/{name}{words}')
                 log: f'runs/{SCALE}/{task}/{name}.ipynb'
                 benchmark: f'artifacts/{SCALE}/{task}/times/{name}{words}.tsv'
@@ -319,7 +437,7 @@ rule with_steering:  # sequences, several wishes at once, words; not part of the
 
 rule ablation:
     input:
-        rules.dataset.output,
+        rules.dataset.output, code('44_ablations'),
         lambda wildcards: [f'artifacts/{wildcards.scale}/{wildcards.task}/{method}-{wildcards.seed}/generator.safetensors'
                            for method in ('ours', 'paper') if wildcards.study in ('guidance', 'steps')]
     output: touch('artifacts/{scale}/{task}/drawn/44_ablations-{study}-{seed}')
@@ -343,4 +461,10 @@ rule paper_full:  # the paper's models at their full size and with its training,
     log: f'runs/{SCALE}/paper_full_tables.ipynb'
     params: given=TABLES
     message: 'the tables once more, with paper_full'
+    shell: notebook('58_tables', given='{params.given}')
+
+rule minutes:  # only on request: a computer that is busy with other things takes longer
+    log: f'runs/{SCALE}/minutes.ipynb'
+    params: given=TABLES + ' -p times True'
+    message: 'the tables once more, with the minutes and speeds of this computer'
     shell: notebook('58_tables', given='{params.given}')

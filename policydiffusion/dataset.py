@@ -7,6 +7,7 @@ __all__ = ['SMOKE_POLICIES', 'BATCH', 'EVALUATION', 'TENSOR_FIELDS', 'load_archi
            'Dataset', 'make_dataset', 'save_dataset', 'load_dataset', 'held_out']
 
 # %% ../nbs/15_dataset.ipynb #b86f789a
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,7 +31,13 @@ def load_archive(
     known, shipped = get_task(task), DATA/'archives'/f'{task}.safetensors'
     if scale == 'paper': return Archive.load(artifact_dir(scale, task)/'archive.safetensors', task)
     if scale == 'laptop': return Archive.load(shipped, task)
-    if not shipped.exists(): return made_up_archive(task, SMOKE_POLICIES, known.dims, known.spec())
+    if not shipped.parent.is_dir():
+        raise FileNotFoundError(f"{shipped.parent} does not exist: expected the archives of a checkout "
+                                "of the project, in or above the working folder")
+    if not shipped.exists():
+        warnings.warn(f"{shipped} does not exist: {SMOKE_POLICIES} random policies stand in for "
+                      f"the archive of {task} in this smoke run")
+        return made_up_archive(task, SMOKE_POLICIES, known.dims, known.spec())
     archive = Archive.load(shipped, task)
     return archive.select(np.linspace(0, len(archive) - 1, SMOKE_POLICIES).astype(int))
 

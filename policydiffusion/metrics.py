@@ -358,9 +358,11 @@ def collect_minutes(
     artifacts: Path,  # artifacts/<scale>
     path: Path = FIGURES/'minutes.csv',  # where to note them
 ) -> Path:  # the file written
-    "Mean minutes of each step, from the times that the workflow notes."
-    times = [(f.stem, pd.read_csv(f, sep='\t').s.mean()/60) for f in sorted(Path(artifacts).glob('**/times/*.tsv'))]
-    new = pd.DataFrame(times, columns=['notebook', 'minutes']).groupby('notebook').minutes.mean().to_dict()
+    "Mean minutes of each step, from the times that the workflow notes; others keep their old ones."
+    files = [f for f in sorted(Path(artifacts).glob('**/times/*.tsv')) if f.stat().st_size]
+    times = [(f.stem, pd.read_csv(f, sep='\t').s.mean()/60) for f in files]
+    new = pd.DataFrame(times, columns=['notebook', 'minutes']).groupby('notebook').minutes.mean()
+    new = new.dropna().to_dict()  # a killed step leaves an empty file, or a line without a time
     with atomic_path(path) as tmp: pd.Series({**step_minutes(path), **new}, name='minutes').rename_axis('notebook').to_csv(tmp, float_format='%.2f')
     return path
 

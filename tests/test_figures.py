@@ -109,3 +109,56 @@ def test_metrics_are_recorded(laptop_run):
 def test_invented_metrics_are_not_recorded(disk):
     run_notebook('40_metrics')
     assert not written(disk)
+
+
+# ---- a run of one task, beside what others have drawn
+
+def test_figure_6_keeps_the_panels_of_other_tasks_and_a_second_run_changes_nothing(laptop_run):
+    disk, _ = laptop_run
+    kept = ('ant,ours,111,0,0.5\nant,ours,111,10,0.25\n'
+            'ant,original,0,0,0.75\nant,original,0,10,0.5\n')
+    (disk/'figures').mkdir()
+    (disk/'figures'/'fig6_cdf.csv').write_text('task,method,seed,threshold,share\n' + kept)
+    scope = run_notebook('56_fig6_cdf', scale='laptop', tasks='walker2d')
+    first = written(disk/'figures')
+    assert first[Path('fig6_cdf.csv')].decode().split('\n', 1)[1].startswith(kept)
+    ant, walker = scope['axes'][0]
+    assert ant.get_title() == 'ant' and walker.get_title() == 'walker2d'
+    assert [line.get_ydata().tolist() for line in ant.lines] == [[75, 50], [50, 25]]
+    run_notebook('56_fig6_cdf', scale='laptop', tasks='walker2d')
+    assert written(disk/'figures') == first
+
+
+@pytest.mark.parametrize('name', ['50_fig1_architecture', '55_fig8_tsne', '57_fig7_heatmaps'])
+def test_every_task_has_a_picture_of_its_own(disk, name):
+    run_notebook(name, **{'task': 'ant'} if name.startswith('50') else {'tasks': 'ant'})
+    assert {p.stem for p in written(disk)} == {f'{name[3:]}_ant'}
+
+
+def test_tables_change_minutes_and_speeds_only_on_request(disk, monkeypatch):
+    monkeypatch.setattr(core, 'ROOT', disk)
+    monkeypatch.setattr('builtins.display', print, raising=False)
+    row = lambda task, metric, value: f'laptop,{task},ours,111,{metric},{value}\n'
+    head, times = ','.join(core.RESULT_COLUMNS) + '\n', disk/'artifacts'/'laptop'/'walker2d'/'times'
+    (disk/'figures').mkdir(); times.mkdir(parents=True)
+    rows = (('ant', 'mem', .5), ('walker2d', 'mem', .04), ('walker2d', 'policies_per_second', 900))
+    (disk/'figures'/'results.csv').write_text(head + ''.join(row(*r) for r in rows))
+    (disk/'figures'/'minutes.csv').write_text('notebook,minutes\n40_metrics,0.50\n')
+    (disk/'README.md').write_text('a\n<!-- results:begin -->\n<!-- results:end -->\nb\n')
+    busy = {'mem': .04, 'policies_per_second': 3}
+    core.record('laptop', 'walker2d', 'ours', 111, busy)
+    core.record('laptop', 'ant', 'ours', 111, {'mem': 9})  # of another run
+    (times/'40_metrics.tsv').write_text('s\th:m:s\n600\t0:10:00\n')
+    (times/'15_dataset.tsv').write_text('')  # of a killed step
+    given = dict(scale='laptop', tasks='walker2d', methods='ours')
+    run = lambda **more: run_notebook('58_tables', **given, **more)
+    before = written(disk/'figures')
+    run()
+    first = written(disk)
+    assert all(first[Path('figures')/name] == text for name, text in before.items())
+    assert all(text in first[Path('README.md')] for text in (b'| ours', b'| 900 ', b'| 0.5 '))
+    run()
+    assert written(disk) == first
+    run(times=True)
+    assert (disk/'figures'/'minutes.csv').read_text() == 'notebook,minutes\n40_metrics,10.00\n'
+    assert 'policies_per_second,3\n' in (disk/'figures'/'results.csv').read_text()

@@ -134,7 +134,9 @@ def test_a_task_that_no_list_knows_has_settings_and_policies_to_practise_on(monk
     for scale in ('laptop', 'paper'): assert search_scale(scale, 'stroller') == search_scale(scale, 'walker2d')
     assert compact_settings('laptop', 'ours', 'stroller') == compact_settings('laptop', 'ours', 'walker2d')
     monkeypatch.setattr(dataset, 'DATA', tmp_path)
-    archive = dataset.load_archive('stroller', 'smoke')
+    with pytest.raises(FileNotFoundError, match='expected the archives of a checkout'): dataset.load_archive('stroller', 'smoke')
+    (tmp_path/'archives').mkdir()
+    with pytest.warns(UserWarning, match='random policies stand in for the archive of stroller'): archive = dataset.load_archive('stroller', 'smoke')
     assert archive.spec == get_task('stroller').spec() and archive.dims == (3, 4, 5) and archive.task == 'stroller'
     with pytest.raises(FileNotFoundError, match='stroller.safetensors does not exist'): dataset.load_archive('stroller', 'laptop')
 
