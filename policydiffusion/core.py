@@ -44,8 +44,8 @@ def check_choice(
     choices,  # allowed values
 ) -> str:  # `value`, unchanged
     "Refuse a value that is not among `choices`, naming them."
-    if value not in choices:
-        raise ValueError(f"{name} {value!r} is unknown: expected one of {', '.join(map(str, choices))}")
+    if not any(isinstance(value, type(c)) and value == c for c in choices):
+        raise ValueError(f"{name} {brief(repr(value))} is unknown: expected one of {', '.join(map(str, choices))}")
     return value
 
 # %% ../nbs/00_start_here.ipynb #77688cac
