@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROOT', 'DATA', 'ARTIFACTS', 'FIGURES', 'SCALES', 'SEEDS', 'EXPECTED', 'NUMBERS', 'RESULT_COLUMNS', 'project_root',
-           'check_choice', 'artifact_dir', 'atomic_path', 'brief', 'tensor_checksum', 'error_number', 'save_tensors',
+           'brief', 'check_choice', 'artifact_dir', 'atomic_path', 'tensor_checksum', 'error_number', 'save_tensors',
            'Contents', 'reading', 'fits_field', 'from_header', 'read_parts', 'load_tensors', 'provenance',
            'seed_everything', 'NonFiniteLoss', 'record', 'read_results', 'collect_results', 'figure_style', 'save_fig',
            'progress']
@@ -36,6 +36,15 @@ DATA, ARTIFACTS, FIGURES = ROOT/'data', ROOT/'artifacts', ROOT/'figures'
 # %% ../nbs/00_start_here.ipynb #0055368e
 SCALES = ('smoke', 'laptop', 'paper')
 SEEDS = (111, 222, 333, 444)  # the paper's seeds
+
+# %% ../nbs/00_start_here.ipynb #a3d90f14
+def brief(
+    x,  # words from outside: a name, the repr of a value, an exception
+    n: int = 200,  # characters to keep
+) -> str:  # one line
+    "As much of it as a message may quote."
+    text = ' '.join(str(x).split())
+    return text if len(text) <= n else text[:n - 1] + '…'
 
 # %% ../nbs/00_start_here.ipynb #2254f7c1
 def check_choice(
@@ -80,15 +89,6 @@ def atomic_path(
 import errno, hashlib, math, re
 from dataclasses import MISSING, fields
 from numbers import Integral, Real
-
-# %% ../nbs/00_start_here.ipynb #a3d90f14
-def brief(
-    x,  # words from outside: a name, the repr of a value, an exception
-    n: int = 200,  # characters to keep
-) -> str:  # one line
-    "As much of it as a message may quote."
-    text = ' '.join(str(x).split())
-    return text if len(text) <= n else text[:n - 1] + '…'
 
 # %% ../nbs/00_start_here.ipynb #c81e6d05
 def tensor_checksum(
