@@ -415,6 +415,7 @@ def _adam_slot(
     parts = {k: tensors[f'adam.{i}.{k}'] for k in ('step', 'exp_avg', 'exp_avg_sq')}
     wrong = next((k for k, x in parts.items() if x.shape != ((1,) if k == 'step' else tuple(p.shape or (1,)))), None)
     if wrong: raise ValueError(f"tensor 'adam.{i}.{wrong}' has shape {parts[wrong].shape}: expected that of parameter {i}")
+    if parts['step'].dtype != np.float32: raise ValueError(f"tensor 'adam.{i}.step' is of type {parts['step'].dtype}: expected single precision")
     moments = {k: torch.empty_like(p).copy_(torch.from_numpy(parts[k]).reshape(p.shape)) for k in ('exp_avg', 'exp_avg_sq')}
     return {'step': torch.from_numpy(parts['step']).reshape(()), **moments}
 

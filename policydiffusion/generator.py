@@ -570,24 +570,28 @@ def load_generator(
 def _check_training(
     tensors: dict,  # of a checkpoint
     n_steps: int,  # steps of the whole run
+    model: nn.Module,  # the network that it trains
 ) -> None:
     "Refuse a state from which `train_diffusion` could not go on."
-    shapes = {name: x.shape for name, x in tensors.items()}
-    own = {name.split('.', 1)[1]: shape for name, shape in shapes.items() if name.startswith('model.')}
-    average = {name.removeprefix('ema.module.'): shape for name, shape in shapes.items() if name.startswith('ema.module.')}
-    slots = [name for name in shapes if name.startswith('optimiser.')]
-    whole = all(f'optimiser.{i}.{part}' in shapes for i in range(len(slots)//3) for part in ('step', 'exp_avg', 'exp_avg_sq'))
-    if own != average or not own or len(slots) % 3 or not whole: raise ValueError("model, average and optimiser do not belong together: expected the same parts in each")
-    if tensors['run'].shape != (5,) or tensors['run'].dtype.kind != 'i': raise ValueError(f"run has shape {tensors['run'].shape}: expected five whole numbers")
-    if not 1 <= tensors['run'][3] <= n_steps or tensors['losses'].shape != (tensors['run'][3],):
-        raise ValueError(f"it stands at step {tensors['run'][3]} with losses of shape {tensors['losses'].shape}: expected one loss a step, of {n_steps} at most")
-    if tensors['rng'].dtype != np.uint8 or tensors['rng'].ndim != 1 or tensors['loss'].size != 1: raise ValueError("rng or loss is of another kind: expected a generator's bytes and one number")
+    # AdamW's fused kernel believes the shapes of its moments: wrong ones would overwrite memory
+    wants = {f'{part}.{k}': x.shape for part in ('model', 'ema.module') for k, x in model.state_dict().items()}
+    wants |= {f'optimiser.{i}.{part}': x.shape for i, x in enumerate(model.parameters()) for part in ('exp_avg', 'exp_avg_sq')}
+    wants |= {f'optimiser.{i}.step': () for i, _ in enumerate(model.parameters())} | {'ema.n_averaged': (), 'loss': (), 'run': (5,)}
+    wrong = next((k for k in sorted({*wants, *tensors} - {'rng', 'losses'}) if k not in wants or tensors[k].shape != tuple(wants[k] or (1,))), None)
+    if wrong: raise ValueError(f"tensor {brief(wrong)!r} has shape {tensors[wrong].shape}: expected {tuple(wants[wrong]) if wrong in wants else 'no such tensor'}")
+    whole = {k: 'i' if k in ('run', 'ema.n_averaged') else 'f' for k in wants}
+    wrong = next((k for k, kind in whole.items() if tensors[k].dtype.kind != kind or (k.endswith('.step') and tensors[k].dtype != np.float32)), None)
+    if wrong: raise ValueError(f"tensor {wrong!r} is of type {tensors[wrong].dtype}: expected {'whole numbers' if whole[wrong] == 'i' else 'single precision'}")
+    step, rng, losses = tensors['run'][3], tensors['rng'], tensors['losses']
+    if not 1 <= step <= n_steps or losses.shape != (step,): raise ValueError(f"it stands at step {step} with losses of shape {losses.shape}: expected one loss a step, of {n_steps} at most")
+    if rng.dtype != np.uint8 or rng.shape != tuple(torch.Generator().get_state().shape): raise ValueError(f"rng is of type {rng.dtype} and shape {rng.shape}: expected the state of a generator")
 
 # %% ../nbs/33_latent_diffusion.ipynb #a4772840
 def load_training(
     path: Path,  # a checkpoint of `train_generator`, or None
     run: dict,  # what the run is
     n_steps: int,  # steps of the whole run
+    model: nn.Module,  # the network that it trains
 ) -> tuple:  # state to go on from, or None; (n_steps,) losses, NaN where still to come
     "Where to go on; from the start if there is no checkpoint or if it is another run's."
     fresh = None, np.full(n_steps, np.nan)
@@ -595,7 +599,7 @@ def load_training(
     tensors, meta = load_tensors(path, kind='diffusion_checkpoint')
     if meta['run'] != run: return fresh
     with reading(path, 'diffusion_checkpoint'):
-        _check_training(tensors, n_steps)
+        _check_training(tensors, n_steps, model)
         done = tensors.pop('losses')
         return tensors, np.concatenate([done, fresh[1][len(done):]])
 
@@ -617,7 +621,7 @@ def train_generator(
     generator.sampling = replace(generator.sampling, clip=x0.abs().max().item())
     run = json.loads(json.dumps({'settings': asdict(settings), 'design': asdict(generator.design), 'seed': seed,
                                  'data': [zlib.crc32(x.cpu().numpy().tobytes()) for x in (x0, measures)]}))
-    resume, losses = load_training(checkpoint, run, n_steps)
+    resume, losses = load_training(checkpoint, run, n_steps, generator.denoiser)
     names = ('epochs', 'batch_size', 'lr', 'weight_decay', 'p_drop', 'vlb_weight', 'velocity', 'entries', 'ema_decay')
     saved = time.monotonic()
     for now in train_diffusion(generator.denoiser, generator.schedule, x0, measures, seed=seed, resume=resume, **{k: getattr(settings, k) for k in names}):
