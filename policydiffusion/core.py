@@ -89,6 +89,7 @@ def atomic_path(
 import errno, hashlib, math, re
 from dataclasses import MISSING, fields
 from numbers import Integral, Real
+from typing import get_args
 
 # %% ../nbs/00_start_here.ipynb #c81e6d05
 def tensor_checksum(
@@ -123,6 +124,7 @@ def save_tensors(
     try:
         with atomic_path(path) as tmp: save_file(tensors, tmp, metadata={'policydiffusion': header})
     except (OSError, SafetensorError) as e:
+        if isinstance(e, OSError) and str(path) in str(e): raise  # it already says which file
         size = sum(x.nbytes for x in tensors.values())/1e6
         raise OSError(error_number(e), f"{path} could not be written ({brief(e)}): expected a folder that "
                       f"can be written to, with room for {size:.2f} MB of kind {brief(repr(meta.get('kind')))}") from e
@@ -156,7 +158,10 @@ def fits_field(
     x,  # a value from a header
     kind: type,  # of the field: bool, str, dict, int, float or tuple
 ) -> bool:  # whether it is one: sizes are whole numbers from 1, a float is finite, a tuple holds sizes
-    "Is a header's value what the field holds?"
+    "Is a header's value what the field holds? Where it may be of several kinds, a tuple holds names."
+    if kinds := get_args(kind):
+        names = tuple in kinds and isinstance(x, (list, tuple)) and all(isinstance(y, str) for y in x)
+        return names or any(fits_field(x, k) for k in kinds if k is not tuple)
     if kind is int: return isinstance(x, Integral) and not isinstance(x, bool) and x >= 1
     if kind is float: return isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x)
     if kind is tuple: return isinstance(x, (list, tuple)) and all(fits_field(y, int) for y in x)
@@ -177,7 +182,7 @@ def from_header(
         if name not in values and not optional: raise ValueError(f"{cls.__name__} lacks its field {name!r}: expected {', '.join(known)}")
         if name not in values or (values[name] is None and f.default is None): continue
         if not fits_field(values[name], f.type):
-            raise ValueError(f"{cls.__name__}.{name} is {brief(repr(values[name]))}: expected {EXPECTED.get(f.type, f.type.__name__)}")
+            raise ValueError(f"{cls.__name__}.{name} is {brief(repr(values[name]))}: expected {EXPECTED.get(f.type, f.type)}")
     return cls(**{name: tuple(x) if isinstance(x, list) else x for name, x in values.items()})
 
 # %% ../nbs/00_start_here.ipynb #f3810d5c
