@@ -24,6 +24,7 @@ def check_texts(
     texts,  # a sentence, or a list of them
 ) -> list:  # of sentences, without spaces around them
     "Refuse what is not a sentence, naming it."
+    if not hasattr(texts, '__iter__'): raise ValueError(f'texts is {brief(repr(texts))}: expected a sentence, or a list of them')
     texts = [texts] if isinstance(texts, str) else list(texts)
     if not texts: raise ValueError('texts is empty: expected at least one sentence')
     for i, text in enumerate(texts):
@@ -92,6 +93,7 @@ def clauses(
     text: str,  # a sentence
 ) -> list:  # of its clauses, lower case
     "Cut a sentence at punctuation and conjunctions."
+    if not isinstance(text, str): raise ValueError(f'text is {brief(repr(text))}: expected a sentence')
     parts = re.split(r'[,;:.!?]|\b(?:and|but|while|then|with)\b', text.lower())
     return [part.strip() for part in parts if re.search(r'[a-z]', part)] or [text.lower()]
 
