@@ -40,7 +40,7 @@ SEEDS = (111, 222, 333, 444)  # the paper's seeds
 # %% ../nbs/00_start_here.ipynb #a3d90f14
 def brief(
     x,  # words from outside: a name, the repr of a value, an exception
-    n: int = 200,  # characters to keep
+    n: int = 80,  # characters to keep
 ) -> str:  # one line
     "As much of it as a message may quote."
     text = ' '.join(str(x).split())
@@ -126,7 +126,7 @@ def save_tensors(
     except (OSError, SafetensorError) as e:
         if isinstance(e, OSError) and str(path) in str(e): raise  # it already says which file
         size = sum(x.nbytes for x in tensors.values())/1e6
-        raise OSError(error_number(e), f"{path} could not be written ({brief(e)}): expected a folder that "
+        raise OSError(error_number(e), f"{path} could not be written ({brief(e, 300)}): expected a folder that "
                       f"can be written to, with room for {size:.2f} MB of kind {brief(repr(meta.get('kind')))}") from e
     return Path(path)
 
@@ -147,7 +147,7 @@ def reading(
     try: yield
     except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as e:
         if isinstance(e, ValueError) and str(e).startswith(str(path)): raise  # it already says which file
-        what = brief(e if isinstance(e, ValueError) else f'{type(e).__name__} {e}')
+        what = brief(e if isinstance(e, ValueError) else f'{type(e).__name__} {e}', 400)
         raise ValueError(f"{path} is not a sound {kind}: {what}; expected one that policydiffusion wrote") from e
 
 # %% ../nbs/00_start_here.ipynb #b97d30e6
@@ -201,7 +201,7 @@ def read_parts(
                 if max(x.get_shape(), default=0) > size: raise ValueError(f"tensor {brief(k)!r} is said to have a side of {max(x.get_shape())}, more than the file has bytes")
             return {k: f.get_tensor(k) for k in slices}, json.loads((f.metadata() or {}).get('policydiffusion', 'null'))
     except (SafetensorError, ValueError, OSError, RecursionError) as e:
-        raise ValueError(f"{path} is truncated or not a safetensors file of ours ({brief(e)}): expected {wanted}") from e
+        raise ValueError(f"{path} is truncated or not a safetensors file of ours ({brief(e, 300)}): expected {wanted}") from e
 
 # %% ../nbs/00_start_here.ipynb #de8d064d
 def load_tensors(
