@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['ROOT', 'DATA', 'ARTIFACTS', 'FIGURES', 'SCALES', 'SEEDS', 'EXPECTED', 'NUMBERS', 'RESULT_COLUMNS', 'project_root',
-           'brief', 'check_choice', 'artifact_dir', 'atomic_path', 'tensor_checksum', 'error_number', 'save_tensors',
-           'Contents', 'reading', 'fits_field', 'from_header', 'read_parts', 'load_tensors', 'provenance',
-           'seed_everything', 'NonFiniteLoss', 'record', 'read_results', 'collect_results', 'figure_style', 'save_fig',
-           'progress']
+           'brief', 'check_choice', 'artifact_dir', 'atomic_path', 'save_tensors', 'Contents', 'reading', 'fits_field',
+           'from_header', 'load_tensors', 'provenance', 'seed_everything', 'NonFiniteLoss', 'record', 'read_results',
+           'collect_results', 'figure_style', 'save_fig', 'progress']
 
 # %% ../nbs/00_start_here.ipynb #d96f59f8
 import json, os, random, tempfile
@@ -92,7 +91,7 @@ from numbers import Integral, Real
 from typing import get_args
 
 # %% ../nbs/00_start_here.ipynb #c81e6d05
-def tensor_checksum(
+def _tensor_checksum(
     tensors: dict,  # name to NumPy array
     meta: dict,  # the description, as JSON gives it back
 ) -> str:  # 32 hexadecimal digits
@@ -105,7 +104,7 @@ def tensor_checksum(
     return digest.hexdigest()
 
 # %% ../nbs/00_start_here.ipynb #9f2ab4d7
-def error_number(
+def _error_number(
     e: Exception,  # of a write that failed; safetensors tells the number in words only
 ) -> int:  # errno
     "Which error of the system it was; an input/output error if nobody says."
@@ -119,14 +118,14 @@ def save_tensors(
     meta: dict,  # description, kept as JSON in the header; must hold 'kind'
 ) -> Path:  # the path written
     "Write named arrays, their description and a checksum of both to one safetensors file, atomically."
+    if not isinstance(path, (str, os.PathLike)): raise TypeError(f"path is {brief(repr(path))}: expected the name of a file")
     tensors, meta = {k: np.ascontiguousarray(v) for k, v in tensors.items()}, json.loads(json.dumps(meta))
-    header = json.dumps({**meta, 'checksum': tensor_checksum(tensors, meta)})
+    header = json.dumps({**meta, 'checksum': _tensor_checksum(tensors, meta)})
     try:
         with atomic_path(path) as tmp: save_file(tensors, tmp, metadata={'policydiffusion': header})
     except (OSError, SafetensorError) as e:
-        if isinstance(e, OSError) and str(path) in str(e): raise  # it already says which file
         size = sum(x.nbytes for x in tensors.values())/1e6
-        raise OSError(error_number(e), f"{path} could not be written ({brief(e, 300)}): expected a folder that "
+        raise OSError(_error_number(e), f"{brief(path, 300)} could not be written ({brief(e, 300)}): expected a folder that "
                       f"can be written to, with room for {size:.2f} MB of kind {brief(repr(meta.get('kind')))}") from e
     return Path(path)
 
@@ -188,7 +187,7 @@ def from_header(
 # %% ../nbs/00_start_here.ipynb #f3810d5c
 NUMBERS = {'F64', 'F32', 'F16', 'I64', 'I32', 'I16', 'I8', 'U64', 'U32', 'U16', 'U8', 'BOOL'}  # safetensors' types that NumPy has, without complex ones
 
-def read_parts(
+def _read_parts(
     path: Path,  # an existing file
     wanted: str,  # what was expected, for the message
 ) -> tuple:  # dict of NumPy arrays, the description as JSON gives it
@@ -211,15 +210,15 @@ def load_tensors(
     "Read a file written by `save_tensors`; one clear sentence if it is missing, damaged, foreign or not finite."
     if not isinstance(path, (str, os.PathLike)): raise TypeError(f"path is {brief(repr(path))}: expected the name of a file")
     path, wanted = Path(path), f"one of kind {kind or 'policydiffusion'}"
-    if not os.path.isfile(path): raise FileNotFoundError(f"{brief(str(path), 1000)} does not exist: expected a file of kind {kind or 'policydiffusion'}")
-    tensors, meta = read_parts(path, wanted)
+    if not os.path.isfile(path): raise FileNotFoundError(f"{brief(path, 300)} does not exist: expected a file of kind {kind or 'policydiffusion'}")
+    tensors, meta = _read_parts(path, wanted)
     if not isinstance(meta, dict): raise ValueError(f"{path} was not written by policydiffusion: its header holds no description")
     if kind and meta.get('kind') != kind: raise ValueError(f"{path} is of kind {brief(repr(meta.get('kind')))}: expected kind {kind!r}")
     for name, x in tensors.items():
         if np.issubdtype(x.dtype, np.floating) and not np.isfinite(x).all():
             raise ValueError(f"{path}: tensor {brief(name)!r} holds values that are not finite: expected finite numbers only")
     checksum = meta.pop('checksum', None)  # files of older versions have none
-    if checksum not in (None, tensor_checksum(tensors, meta)):
+    if checksum not in (None, _tensor_checksum(tensors, meta)):
         raise ValueError(f"{path} was changed after it was written: expected contents of the checksum {brief(repr(checksum))}")
     return tuple(Contents(x, path, brief(str(meta.get('kind')), 40)) for x in (tensors, meta))
 

@@ -277,7 +277,9 @@ class GeneratedPolicies:
 
     def __post_init__(self):
         for name in ('params', 'obs_mean', 'obs_std'):
-            if not np.isfinite(x := getattr(self, name)).all():
+            x = np.asarray(getattr(self, name))
+            if x.dtype.kind not in 'fiu': raise ValueError(f"{name} holds values of type {x.dtype}: expected real numbers")
+            if not np.isfinite(x).all():
                 raise ValueError(f"the answer's {name} holds {(~np.isfinite(x)).sum()} values that are not finite: expected finite numbers; lower the guidance, or set a clip")
 
     def __len__(self) -> int: return len(self.params)

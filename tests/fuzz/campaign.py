@@ -1,5 +1,5 @@
 "Hostile files, arguments, texts and settings; every case ends in a clean error, in a harmless result, or is a finding."
-import copy, inspect, json, linecache, pkgutil, resource, signal, sys, tempfile, traceback, warnings
+import copy, inspect, json, linecache, pkgutil, resource, signal, tempfile, traceback, warnings
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass

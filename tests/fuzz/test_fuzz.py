@@ -3,14 +3,16 @@ import campaign
 import pytest
 
 CASES = 2000
-UNCHECKED = {  # rooms whose inner functions trust their callers: tensors that do not fit end in the words of torch or NumPy
-    'autoencoder', 'baselines', 'compose', 'denoiser', 'diffusion', 'hypernetwork', 'lanes', 'language', 'metrics', 'policy', 'rollout', 'search', 'tasks'}
+TRUSTING = {  # rooms and functions that trust their callers: tensors that do not fit end in the words of torch or NumPy
+    'autoencoder', 'baselines', 'compose', 'denoiser', 'diffusion', 'hypernetwork', 'lanes', 'language', 'metrics', 'policy', 'rollout', 'search', 'tasks',
+    'archive.made_up_archive', 'archive.project', 'archive.empty_grid', 'archive.cdf', 'archive.to_half', 'dataset.held_out', 'generator.propose', 'generator.encode_policies', 'generator.take_decoder',
+    'generator.paper_design', 'generator.compact_design', 'generator.graph_hypernetwork', 'generator.best_answers', 'generator.pooled', 'generator.normalisers', 'generator.check_request'}
 
 
 @pytest.mark.parametrize('room', sorted(campaign.ROOMS))
 def test_no_findings(room):
     tally = campaign.run(room, round(campaign.ROOMS[room][2]*CASES), campaign.Tally())
-    found = {where: detail for where, detail in tally.findings.items() if where[1].split('.')[0] not in UNCHECKED or room != 'calls'}
+    found = {where: detail for where, detail in tally.findings.items() if room != 'calls' or not {where[1], where[1].split('.')[0]} & TRUSTING}
     assert not found, campaign.report(tally)
 
 
