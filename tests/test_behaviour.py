@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from policydiffusion.archive import Archive
+from policydiffusion.core import load_tensors, save_tensors
 from policydiffusion.autoencoder import (Codes, CompactAutoencoder, CompactSettings, action_loss, behaviour_loss, compact_settings, load_checkpoint, load_compact,
                                          save_checkpoint, save_compact, start_training, toy_archive, train_autoencoder, with_neighbours)
 from policydiffusion.core import DATA
@@ -130,6 +131,19 @@ def test_file_round_trip(rows, tmp_path):
     for a, b in zip(again.state_dict().values(), state.model.state_dict().values()): assert torch.equal(a, b)
     (tmp_path/'a.safetensors').write_bytes((tmp_path/'a.safetensors').read_bytes()[:-40])
     with pytest.raises(ValueError, match='a.safetensors is truncated'): load_compact(tmp_path/'a.safetensors')
+
+
+@pytest.mark.parametrize('change, says', [
+    (lambda t, m: m.pop('settings'), "lacks 'settings'"), (lambda t, m: t.pop('codes.table'), "lacks 'codes.table'"), (lambda t, m: m['spec'].update(hidden=[20_000, 20_000]), 'more than the file'),
+    (lambda t, m: m['settings'].update(ranks=[1.5, 1, 1]), 'CompactSettings.ranks is .*: expected sizes'), (lambda t, m: m['settings'].update(latent_shape=[10**9]), 'is not a sound compact_autoencoder')])
+def test_a_header_that_cannot_be_is_refused(rows, tmp_path, change, says):
+    state, _ = run(rows)
+    path = save_compact(tmp_path/'a.safetensors', state.model, state.settings)
+    tensors, meta = load_tensors(path)
+    change(tensors, meta)
+    save_tensors(path, tensors, meta)
+    with pytest.raises(ValueError, match=says) as e: load_compact(path)
+    assert str(e.value).startswith(str(path)) and '\n' not in str(e.value)
 
 
 def test_bad_sizes_are_refused(rows):

@@ -259,11 +259,62 @@ def test_of_another_task(file):
     (lambda t, h: h['design'].update(wings=2), 'is not a sound generator.*wings'),
     (lambda t, h: h['design'].update(n_measures=3), r"tensor 'denoiser.condition.net.0.weight' has shape \(8, 4\): expected \(8, 6\)"),
     (lambda t, h: t.pop('normaliser.std'), r"tensor 'normaliser.std' has shape none: expected \(3,\)"),
-    (lambda t, h: t.update(extra=np.zeros(2)), r"tensor 'extra' has shape \(2,\): expected no such tensor")])
+    (lambda t, h: t.update(extra=np.zeros(2)), r"tensor 'extra' has shape \(2,\): expected no such tensor"),
+    (lambda t, h: h['sampling'].update(eta=2), 'eta is 2: expected a number between 0 and 1'),
+    (lambda t, h: h['sampling'].update(eta=np.nan), 'Sampling.eta is nan: expected a finite number'),
+    (lambda t, h: h['sampling'].update(guidance=np.nan), 'Sampling.guidance is nan: expected a finite number'),
+    (lambda t, h: h['sampling'].update(clip=-1), 'clip is -1: expected a positive number'),
+    (lambda t, h: h['sampling'].update(last=1.5), 'Sampling.last is 1.5: expected a whole number'),
+    (lambda t, h: h['sampling'].update(n_steps=601), 'n_steps is 601: expected between 1 and 600'),
+    (lambda t, h: h['sampling'].update(n_steps=True), 'Sampling.n_steps is True: expected a whole number'),
+    (lambda t, h: h['sampling'].update(sampler='dice'), "sampler 'dice' is unknown"),
+    (lambda t, h: h.update(task=5), 'task 5 is unknown: expected one of hopper'),
+    (lambda t, h: h.update(task='x'*10**5), 'task .* is unknown: expected one of hopper'),
+    (lambda t, h: h.update(provenance=[]), r'provenance is \[\]: expected a dictionary'),
+    (lambda t, h: h.update(n_params={'denoiser': 1}), 'n_params is .*: expected'),
+    (lambda t, h: h['design'].update(latent_shape=[2, 4, 10**6]), 'latent_shape is .*: expected whole numbers whose product is at most'),
+    (lambda t, h: h['design'].update(schedule_steps=10**9), 'schedule_steps is 1000000000: expected between 2 and 100000'),
+    (lambda t, h: h['design']['denoiser'].update(heads=3), 'is not a sound generator'),
+    (lambda t, h: h['design'].update(denoiser={'name': 'residual', 'n_blocks': 10**6}), 'more than the file'),
+    (lambda t, h: h['spec'].update(hidden=[20_000, 20_000]), 'more than the file'),
+    (lambda t, h: h['spec'].update(hidden=[10**12, 10**12]), 'is not a sound generator'),
+    (lambda t, h: h['spec'].update(hidden=[1]*10**5), 'spec.hidden names 100000 layers: expected at most 64'),
+    (lambda t, h: t['latent_scale.std'].__setitem__((0, 0, 0), -1), 'standard deviation of it is not positive'),
+    (lambda t, h: t.update({'denoiser.time.0.bias': t['denoiser.time.0.bias'].astype(np.int32)}), "tensor 'denoiser.time.0.bias' has shape .* and type int32"),
+    (lambda t, h: t.update({'denoiser.time.0.bias': np.full(128, 1e300)}), "tensor 'denoiser.time.0.bias' holds values too large")])
 def test_unsound(file, change, message):
     rewrite(file, change)
     with pytest.raises(ValueError, match=message) as e: Generator.load(file)
     assert 'g.safetensors' in str(e.value) and '\n' not in str(e.value)
+
+
+def test_a_header_takes_no_memory(file):
+    import resource, time
+    for change in (lambda t, h: h['spec'].update(hidden=[20_000, 20_000]), lambda t, h: h['design'].update(denoiser={'name': 'residual', 'n_blocks': 10**6})):
+        rewrite(file, change)
+        before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+        with pytest.raises(ValueError): Generator.load(file)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000 and time.process_time() - started < 5  # kB and s
+
+
+def test_a_files_messages_are_short(file):
+    for change in (lambda t, h: h.update(task='x'*10**5), lambda t, h: h['design']['denoiser'].update(name='y'*10**5), lambda t, h: t.update({'z'*10**5: np.zeros(2)})):
+        rewrite(file, change)
+        with pytest.raises(ValueError) as e: Generator.load(file)
+        assert len(str(e.value)) < 700
+
+
+def test_another_robots_name_is_refused(tmp_path):
+    g = Generator('walker2d', PolicySpec(17, 6), Design(2, (3,), {'name': 'low_rank', 'ranks': [1, 1, 1]}, {'name': 'residual', 'width': 8}))
+    path = g.save(tmp_path/'g.safetensors')
+    rewrite(path, lambda t, h: h.update(task='ant'))
+    with pytest.raises(ValueError, match="task is 'ant', but policies of 17 observations and 6 actions fit walker2d, halfcheetah: expected 27 observations and 8 actions"): Generator.load(path)
+
+
+def test_no_weight_is_ever_not_finite(known):
+    known.sampling = Sampling(n_steps=4, guidance=3e38)
+    with pytest.raises(ValueError, match='values that are not finite: expected finite numbers; lower the guidance'):
+        known.generate([[.5, .5]])
 
 
 @pytest.mark.parametrize('value', [1e5, np.nan])
@@ -318,6 +369,19 @@ def test_a_checkpoint_of_another_run_is_not_used(fresh, tmp_path):
         if step == 9: break
     for other in ((Z, M, TRAINING, 4), (Z + 1, M, TRAINING, 3), (Z, M, replace(TRAINING, lr=.02), 3)):
         assert next(train_generator(fresh(), *other, tmp_path/'c'))[0] == 1
+
+
+@pytest.mark.parametrize('change, says', [
+    (lambda t: t.update({'optimiser.0.exp_avg': np.zeros(3, np.float32)}), r"tensor 'optimiser.0.exp_avg' has shape \(3,\)"),
+    (lambda t: t.update({'optimiser.0.step': t['optimiser.0.step'].astype(np.float64)}), "tensor 'optimiser.0.step' is of type float64: expected single precision"),
+    (lambda t: t.pop('loss'), "lacks 'loss'"), (lambda t: t.update(rng=t['rng'][:9]), 'expected the state of a generator'),
+    (lambda t: t.update(losses=t['losses'][:2]), 'expected one loss a step')])
+def test_a_damaged_checkpoint_is_refused(fresh, tmp_path, change, says):
+    for step, _ in train_generator(fresh(), Z, M, TRAINING, 3, tmp_path/'c', every=0.):
+        if step == 4: break
+    rewrite(tmp_path/'c', lambda t, h: change(t))
+    with pytest.raises(ValueError, match=says) as e: next(train_generator(fresh(), Z, M, TRAINING, 3, tmp_path/'c'))
+    assert str(e.value).startswith(str(tmp_path/'c'))
 
 
 def test_it_learns_what_follows_from_the_measures(fresh):

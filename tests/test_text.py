@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from policydiffusion.text import NOTHING, check_texts, clauses, embed, load_encoder, load_words, token_states, train_reader
+from policydiffusion.text import NOTHING, Reader, check_texts, clauses, embed, load_encoder, load_words, token_states, train_reader
 
 
 @pytest.mark.parametrize('texts, told', [
@@ -66,6 +66,29 @@ def test_the_papers_encoders_load_from_a_folder(name, tmp_path):
 def test_an_encoder_that_cannot_be_had_is_one_sentence(tmp_path):
     with pytest.raises(ValueError, match='expected one of minilm, flan-t5-small, clip'): load_encoder('bert')
     with pytest.raises(OSError, match="text encoder 'clip' cannot be loaded from"): load_encoder('clip', str(tmp_path))
+
+
+@pytest.mark.parametrize('source, local', [(None, True), ('somebody/clip', False)])
+def test_nothing_is_fetched_without_the_users_word(monkeypatch, source, local):
+    import transformers
+    asked = []
+    def refuse(place, local_files_only=False): asked.append((place, local_files_only)); raise OSError('not here')
+    monkeypatch.setattr(transformers.AutoConfig, 'from_pretrained', refuse)
+    load_encoder.cache_clear()
+    with pytest.raises(OSError, match="text encoder 'clip' cannot be loaded from .*: expected"): load_encoder('clip', source)
+    assert asked == [(source or 'openai/clip-vit-base-patch16', local)]
+    load_encoder.cache_clear()
+
+
+@pytest.mark.parametrize('labels, encoder, says', [((), 'minilm', 'expected between 1 and 1000 labels'), ((5,), 'minilm', 'labels is'), ('fast', 'minilm', 'labels is'), (('fast',), 'evil/hub', "text encoder 'evil/hub' is unknown")])
+def test_a_reader_of_nonsense_is_refused(labels, encoder, says):
+    with pytest.raises(ValueError, match=says): Reader(labels, encoder)
+
+
+def test_a_table_of_words_that_is_none(tmp_path):
+    with pytest.raises(FileNotFoundError, match='none.tsv does not exist: expected a table of words'): load_words(path=tmp_path/'none.tsv')
+    (tmp_path/'bytes.tsv').write_bytes(bytes(range(256)))
+    with pytest.raises(ValueError, match='bytes.tsv'): load_words(path=tmp_path/'bytes.tsv')
 
 
 def test_padding_hides_nothing_and_adds_nothing():
