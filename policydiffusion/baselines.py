@@ -15,8 +15,9 @@ from torch import nn
 # %% ../nbs/42_baselines.ipynb #8f4bc103
 from .archive import Archive
 from .autoencoder import action_loss
-from .core import check_choice
+from .core import check_choice, check_count, normal_rows, seed_for
 from .denoiser import RandomWaves
+from .generator import check_request
 from .hypernetwork import count_parameters
 from .metrics import best_of_cvt
 from .policy import PolicySpec, act_torch, pack
@@ -40,10 +41,11 @@ class StoredElites:
         seed: int = 0,  # of the noise
     ) -> np.ndarray:  # (m, P) rows
         "A policy for each request."
+        measures = check_request(measures, None, self.measures.shape[1], 1)[0]
         distance, near = NearestNeighbors(n_neighbors=2).fit(self.measures).kneighbors(measures)
         first, second = self.params[near.T]
         if self.how == 'between': return first + (distance[:, :1]/distance.sum(1, keepdims=True).clip(1e-9))*(second - first)
-        if self.how == 'noisy': return first + self.noise*np.random.default_rng(seed).normal(size=first.shape).astype(np.float32)
+        if self.how == 'noisy': return first + self.noise*normal_rows(seed_for(seed, 'noisy elites'), first.shape[1], np.arange(len(first)))
         return first
 
 # %% ../nbs/42_baselines.ipynb #789256c5
@@ -61,6 +63,7 @@ class CodeBook:
     @torch.no_grad()
     def answer(self, measures: np.ndarray, seed: int = 0) -> np.ndarray:
         "The latent stored for the nearest behaviour, decoded; the seed changes nothing."
+        measures = check_request(measures, None, self.measures.shape[1], 1)[0]
         near = torch.cdist(torch.as_tensor(measures, dtype=torch.float32), self.measures).argmin(1)
         return self.decode(self.z[near]).numpy()
 
@@ -94,7 +97,8 @@ def fit(
     seed: int = 0,  # of whatever the loss draws
 ) -> list:  # the losses
     "A plain training loop."
-    optimiser, g = torch.optim.Adam(module.parameters(), lr), torch.Generator().manual_seed(seed)
+    check_count('n_steps', n_steps, 0)
+    optimiser, g = torch.optim.Adam(module.parameters(), lr), torch.Generator().manual_seed(seed_for(seed, 'fit'))
     falling, losses = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, n_steps), []
     for _ in range(n_steps):
         optimiser.zero_grad(); value = loss(g); value.backward(); optimiser.step(); falling.step()
@@ -114,7 +118,8 @@ class CodeRegression:
         width: int = 128,  # of the network
         seed: int = 0,  # of its start
     ):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed_for(seed, 'regression'))
+        self.k = measures.shape[1]
         self.decode, self.mean, self.unit = decode, z.mean(0), unit*((z - z.mean(0))/unit).std()
         self.network = ConditionNetwork(measures.shape[1], z.shape[1], width)
         target = (z - self.mean)/self.unit
@@ -124,6 +129,7 @@ class CodeRegression:
     @torch.no_grad()
     def answer(self, measures: np.ndarray, seed: int = 0) -> np.ndarray:
         "The same row for the same request, whatever the seed."
+        measures = check_request(measures, None, self.k, 1)[0]
         return self.decode(self.mean + self.unit*self.network(torch.as_tensor(measures, dtype=torch.float32))).numpy()
 
 # %% ../nbs/42_baselines.ipynb #719c8251
@@ -141,7 +147,8 @@ class CodeVAE:
         width: int = 128,  # of both networks
         seed: int = 0,  # of their start and of the noise
     ):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed_for(seed, 'cvae'))
+        self.k = measures.shape[1]
         self.decode, self.mean, self.unit, self.noise_size = decode, z.mean(0), unit*((z - z.mean(0))/unit).std(), noise_size
         encoder = ConditionNetwork(measures.shape[1], 2*noise_size, width, extra=z.shape[1])
         self.network = ConditionNetwork(measures.shape[1], z.shape[1], width, extra=noise_size)
@@ -158,7 +165,8 @@ class CodeVAE:
     @torch.no_grad()
     def answer(self, measures: np.ndarray, seed: int = 0) -> np.ndarray:
         "Another row for another seed."
-        noise = torch.randn(len(measures), self.noise_size, generator=torch.Generator().manual_seed(seed))
+        measures = check_request(measures, None, self.k, 1)[0]
+        noise = torch.from_numpy(normal_rows(seed_for(seed, 'answers'), self.noise_size, np.arange(len(measures))))
         return self.decode(self.mean + self.unit*self.network(torch.as_tensor(measures, dtype=torch.float32), noise)).numpy()
 
 # %% ../nbs/42_baselines.ipynb #caa17f46
@@ -177,10 +185,10 @@ class ConditionedPolicy:
         state_noise: float = .1,  # largest noise on an observation, in units of its standard deviation
         seed: int = 0,  # of start, choice and noise
     ):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed_for(seed, 'conditioned policy'))
         self.spec = PolicySpec(spec.obs_size, spec.act_size, (width, width))
-        k, n_waves = measures.shape[1], 48
-        self.waves, self.read = RandomWaves(k, n_waves, band=4.), nn.Linear(2*n_waves + k, width, bias=False)
+        self.k, n_waves = measures.shape[1], 48
+        self.waves, self.read = RandomWaves(self.k, n_waves, band=4.), nn.Linear(2*n_waves + self.k, width, bias=False)
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in self.spec.layer_sizes)
         def loss(g):
             rows = torch.randint(len(params), (batch[0],), generator=g)
@@ -206,6 +214,7 @@ class ConditionedPolicy:
     @torch.no_grad()
     def answer(self, measures: np.ndarray, seed: int = 0) -> np.ndarray:
         "The policy of `self.spec` that the network is for each request."
+        measures = check_request(measures, None, self.k, 1)[0]
         moved = self.shift(torch.as_tensor(measures, dtype=torch.float32))
         m, layers = len(measures), [(layer.weight.T, layer.bias) for layer in self.layers]
         first = (layers[0][0].expand(m, -1, -1), layers[0][1] + moved)
@@ -217,7 +226,7 @@ def quantise(
     levels: int = 256,  # of each weight, at most 256
 ) -> tuple:  # (n, P) rows as they come back, bytes that they take
     "Round each column to so many steps and pack (LZMA); its two limits are kept in half precision."
-    if not 2 <= levels <= 256: raise ValueError(f'levels is {levels}: expected 2 to 256, which fit a byte')
+    check_count('levels', levels, 2, 256, ', which fit a byte')
     low, high = (x.astype(np.float16).astype(np.float32) for x in (params.min(0), params.max(0)))
     step = np.maximum(high - low, 1e-6)/(levels - 1)
     digits = np.clip(np.rint((params - low)/step), 0, levels - 1).astype(np.uint8)

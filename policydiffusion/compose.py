@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from .archive import Archive, alive
+from .core import check_array, check_count, normal_rows, seed_for
 from .generator import Generator, check_request
 from .lanes import over_lanes
 from .metrics import best_of_cvt
-from .policy import PolicySpec, unpack
-from .rollout import REWARD_CAP, _act, _sane
+from .policy import PolicySpec, check_policies, unpack
+from .rollout import REWARD_CAP, _act, _sane, reset_key
 from .tasks import get_task, make_env
 
 # %% ../nbs/41_compose.ipynb #6088c554
@@ -54,14 +55,15 @@ def _play(task, spec, block, rows, obs_mean, obs_std, state):
 
 # %% ../nbs/41_compose.ipynb #519ad54c
 @partial(jax.jit, static_argnames=('task', 'n'))
-def _resets(task, n, seed):
+def _resets(task, n, key):
     "Fresh starts; number e is the same whatever n."
-    return jax.vmap(make_env(task).reset)(jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(n)))
+    return jax.vmap(make_env(task).reset)(jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(n)))
 
 # %% ../nbs/41_compose.ipynb #afd16b0f
 def _starts(task, n, n_episodes, seed):
     "The same fresh starts for each of n sequences."
-    resets = _resets(task, -(-n_episodes//64)*64, seed)  # rounded up, so that numbers share a compilation
+    check_count('n_episodes', n_episodes)
+    resets = _resets(task, -(-n_episodes//64)*64, reset_key(seed))  # rounded up, so that numbers share a compilation
     return jax.tree.map(lambda x: np.repeat(np.asarray(x)[None, :n_episodes], n, 0), resets), np.ones((n, n_episodes), bool)
 
 # %% ../nbs/41_compose.ipynb #ab7fdaf9
@@ -72,7 +74,8 @@ def check_steps(
 ) -> None:
     "Refuse durations that make no sense, in one sentence."
     if not len(steps): raise ValueError('steps is empty: expected a number of steps for each policy of a sequence')
-    if any(not isinstance(s, (int, np.integer)) or s < 1 for s in steps): raise ValueError(f"steps is {tuple(steps)}: expected whole numbers of at least 1")
+    whole = [isinstance(s, (int, np.integer)) and not isinstance(s, bool) and s > 0 for s in steps]
+    if not all(whole): raise ValueError(f"steps is {tuple(steps)}: expected whole numbers of at least 1")
     if sum(steps) > HORIZON: raise ValueError(f"steps add up to {sum(steps)}: expected at most {HORIZON}, the longest episode")
 
 # %% ../nbs/41_compose.ipynb #7b04231e
@@ -82,15 +85,12 @@ def check_sequences(
     obs_std: np.ndarray,  # (obs,) or (n, s, obs)
     spec: PolicySpec,  # layout of the rows
     steps: tuple,  # s numbers of steps
-) -> None:
+) -> tuple:  # params, obs_mean, obs_std, float32
     "Refuse what cannot be played, in one sentence."
     check_steps(steps)
-    if params.ndim != 3 or params.shape[1:] != (len(steps), spec.n_params):
-        raise ValueError(f"params has shape {params.shape}: expected (n, {len(steps)}, {spec.n_params}), a policy for each of the steps {tuple(steps)}")
-    if not np.isfinite(params).all(): raise ValueError('params holds values that are not finite: expected finite weights')
-    for name, x in (('obs_mean', obs_mean), ('obs_std', obs_std)):
-        own = (*params.shape[:2], spec.obs_size)
-        if np.shape(x) not in (own[2:], own): raise ValueError(f"{name} has shape {np.shape(x)}: expected {own[2:]} or {own}, one shared by all or one for each policy")
+    checked = check_policies(spec, params, obs_mean, obs_std, ('n', len(steps)))
+    if not len(checked[0]): raise ValueError('params has no rows: expected at least one sequence')
+    return checked
 
 # %% ../nbs/41_compose.ipynb #184645e0
 def play(
@@ -107,9 +107,9 @@ def play(
     lanes: int = 128,  # environments at work at once
 ) -> Play:  # everything that happened
     "Roll out sequences of policies, each with its mean action, until their ends."
-    params = np.asarray(params, np.float32)
-    check_sequences(params, obs_mean, obs_std, spec, steps)
-    norms = [np.broadcast_to(np.asarray(x, np.float32), (*params.shape[:2], spec.obs_size)) for x in (obs_mean, obs_std)]
+    params, *norms = check_sequences(params, obs_mean, obs_std, spec, steps)
+    norms = [np.broadcast_to(x, (*params.shape[:2], spec.obs_size)) for x in norms]
+    check_count('lanes', lanes)
     if start is None: start = _starts(task, len(params), n_episodes, seed)
     if len(start[1]) != len(params): raise ValueError(f"start holds {len(start[1])} sequences: expected {len(params)}, as params")
     lead, T, block = start[1].shape, int(sum(steps)), gcd(10, *steps)  # short blocks, so that few steps are spent on the fallen
@@ -157,7 +157,9 @@ def nearest_elites(
     measures: np.ndarray,  # (..., k) behaviours asked for
 ) -> np.ndarray:  # (..., P) rows
     "The archive's own answer to a request."
-    return archive.params[np.linalg.norm(np.asarray(measures)[..., None, :] - archive.measures, axis=-1).argmin(-1)]
+    asked, k = np.atleast_1d(check_array('measures', measures, finite=False)), len(archive.dims)
+    check_request(asked.reshape(-1, asked.shape[-1]), None, k, 1)
+    return archive.params[np.linalg.norm(asked[..., None, :] - archive.measures, axis=-1).argmin(-1)]
 
 # %% ../nbs/41_compose.ipynb #82f66d22
 def alternatives(
@@ -167,8 +169,10 @@ def alternatives(
     seed: int = 0,  # of the moves
 ) -> np.ndarray:  # (n, s, m, k)
     "Each target as asked, then moved further and further, within [0, 1]."
-    asked = np.repeat(np.asarray(measures, np.float32)[:, :, None], m, 2)
-    moves = np.linspace(0, spread, m)[:, None]*np.random.default_rng(seed).normal(size=asked.shape)
+    asked = np.repeat(check_array('measures', measures)[:, :, None], check_count('m', m), 2)
+    place = [x.ravel() for x in np.indices(asked.shape[:3])]  # sequence, segment, alternative
+    moves = normal_rows(seed_for(seed, 'alternatives'), asked.shape[3], *place).reshape(asked.shape)
+    moves *= np.linspace(0, spread, m)[:, None]
     return (asked + moves).clip(0, 1).astype(np.float32)
 
 # %% ../nbs/41_compose.ipynb #25017eb3
@@ -189,8 +193,10 @@ def choose(
 ) -> np.ndarray:  # (n, s) number of the policy chosen for each segment
     "Choose segment by segment, from the states that the body is really in: a best-first search."
     check_steps(steps)
+    offers, *norms = check_policies(spec, offers, obs_mean, obs_std, ('n', len(steps), 'm'))
     (n, s, m, _), every = offers.shape, np.arange(len(offers))
-    norms = [np.broadcast_to(np.asarray(x, np.float32), (n, s, m, spec.obs_size)) for x in (obs_mean, obs_std)]
+    norms = [np.broadcast_to(x, (n, s, m, spec.obs_size)) for x in norms]
+    check_count('n', n), check_count('m', m), check_count('rounds', rounds)
     size = 1 + rounds*m  # beginnings of a sequence: nothing played yet, and m more in each round
     path, depth, cost, closed = np.zeros((n, size, s), int), np.zeros((n, size), int), np.full((n, size), np.inf), np.zeros((n, size), bool)
     starts = _starts(task, n, n_episodes, seed)
@@ -237,7 +243,7 @@ def compose(
     asked, steps = zip(*parts)
     check_steps(steps)
     words, k = {isinstance(x, str) for x in asked}, get_task(generator.task).n_measures
-    if m < 1: raise ValueError(f"m is {m}: expected at least 1 policy for each part")
+    check_count('m', m, of=' policy for each part')
     if len(words) > 1: raise ValueError('parts holds measures and texts: expected measures in all parts or texts in all')
     if words == {True}: targets, made = None, generator.generate(list(asked), m, seed)
     else:
@@ -246,7 +252,7 @@ def compose(
         targets = check_request(asked, None, k, m)[0][None]
         made = generator.generate(alternatives(targets, m, seed=seed).reshape(-1, k), 1, seed)
     offers, *norms = (x if x.ndim == 1 else x.reshape(1, len(parts), m, -1) for x in (made.params, made.obs_mean, made.obs_std))
-    chosen = choose(generator.task, generator.spec, offers, *norms, steps, targets, seed=seed + 1) if m > 1 else np.zeros((1, len(parts)), int)
+    chosen = choose(generator.task, generator.spec, offers, *norms, steps, targets, seed=seed_for(seed, 'planning')) if m > 1 else np.zeros((1, len(parts)), int)
     params, *norms = (x if x.ndim == 1 else take_chosen(x, chosen) for x in (offers, *norms))
     return play(generator.task, generator.spec, params, *norms, steps, n_episodes, seed, poses=poses)
 

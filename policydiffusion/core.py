@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['ROOT', 'DATA', 'ARTIFACTS', 'FIGURES', 'SCALES', 'SEEDS', 'KINDS', 'NODE', 'STALE', 'EXPECTED', 'NUMBERS',
-           'RESULT_COLUMNS', 'SPEEDS', 'is_root', 'project_root', 'brief', 'check_choice', 'fits', 'check_parameters',
-           'artifact_dir', 'is_running', 'remove_stale', 'flush', 'concerns', 'atomic_path', 'save_tensors', 'Contents',
-           'reading', 'fits_field', 'from_header', 'load_tensors', 'provenance', 'seed_everything', 'NonFiniteLoss',
+           'RESULT_COLUMNS', 'SPEEDS', 'is_root', 'project_root', 'brief', 'check_choice', 'check_count',
+           'check_number', 'check_array', 'fits', 'check_parameters', 'artifact_dir', 'is_running', 'remove_stale',
+           'flush', 'concerns', 'atomic_path', 'save_tensors', 'Contents', 'reading', 'fits_field', 'from_header',
+           'load_tensors', 'provenance', 'seed_everything', 'seed_for', 'philox', 'normal_rows', 'NonFiniteLoss',
            'record', 'read_table', 'read_results', 'collect_results', 'figure_style', 'save_fig', 'update_rows',
            'progress']
 
@@ -69,6 +70,55 @@ def check_choice(
     if not any(isinstance(value, type(c)) and value == c for c in choices):
         raise ValueError(f"{name} {brief(repr(value))} is unknown: expected one of {', '.join(map(str, choices))}")
     return value
+
+# %% ../nbs/00_start_here.ipynb #088d1214
+import hashlib, math, reprlib
+
+# %% ../nbs/00_start_here.ipynb #57c9d2f2
+def check_count(
+    name: str,  # of the argument, for the message
+    value: int,  # the value given
+    least: int = 1,  # smallest count that makes sense
+    most: int = None,  # largest; no limit if None
+    of: str = '',  # what is counted, or what the limit is, for the message
+) -> int:  # `value`, as a plain int
+    "Refuse a count that is not a whole number within its limits."
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole or value < least or (most is not None and value > most):
+        limits = f'at least {least}' if most is None else f'between {least} and {most}'
+        raise ValueError(f"{name} is {reprlib.repr(value)}: expected {limits}{of}, a whole number")
+    return int(value)
+
+# %% ../nbs/00_start_here.ipynb #269567da
+def check_number(
+    name: str,  # of the argument, for the message
+    value: float,  # the value given
+    low: float = -math.inf,  # smallest number that makes sense
+    high: float = math.inf,  # largest
+) -> float:  # `value`, as a plain float
+    "Refuse a number that is not finite, not real or outside its limits."
+    real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not real or not math.isfinite(value) or not low <= value <= high:
+        limits = [f'from {low:g}']*(low > -math.inf) + [f'up to {high:g}']*(high < math.inf)
+        raise ValueError(f"{name} is {reprlib.repr(value)}: expected a finite number {' '.join(limits)}".rstrip())
+    return float(value)
+
+# %% ../nbs/00_start_here.ipynb #f8ec05e5
+def check_array(
+    name: str,  # of the argument, for the message
+    value,  # an array, a CPU tensor or nested lists of real numbers
+    finite: bool = True,  # whether NaN and infinity are refused
+) -> np.ndarray:  # float32
+    "Refuse what is no array of real numbers that fit single precision."
+    try: x = np.asarray(value)
+    except (TypeError, ValueError) as e:
+        raise ValueError(f"{name} cannot be read as an array: expected rows of equal length") from e
+    if x.dtype.kind not in 'biuf':
+        raise ValueError(f"{name} holds values of type {x.dtype}: expected real numbers")
+    with np.errstate(over='ignore'): x = x.astype(np.float32, copy=False)
+    if finite and not np.isfinite(x).all():
+        raise ValueError(f"{name} holds values that are not finite: expected finite numbers only")
+    return x
 
 # %% ../nbs/00_start_here.ipynb #5c8e1f94
 KINDS = {bool: 'True or False', int: 'a whole number', float: 'a number', str: 'text'}
@@ -331,6 +381,47 @@ def seed_everything(
     import torch
     random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
     return np.random.default_rng(seed)
+
+# %% ../nbs/00_start_here.ipynb #4513b5d1
+def seed_for(
+    seed: int,  # of the run
+    *purpose,  # what it is for: names, and whole numbers such as a round's
+) -> int:  # in [0, 2**63), the same on every computer
+    "A seed of its own for each purpose of a run."
+    told = [check_count('seed', seed, 0)]
+    told += [p if isinstance(p, str) else check_count('purpose', p, 0) for p in purpose]
+    digest = hashlib.blake2b(json.dumps(told).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, 'big') >> 1
+
+# %% ../nbs/00_start_here.ipynb #edbe5e9c
+def philox(
+    key: int,  # the seed, below 2**64
+    *place: np.ndarray,  # four words of the place, each an array of whole numbers below 2**32
+) -> np.ndarray:  # (4, ...) uint64, 32 random bits in each
+    "Philox 4x32-10 (Salmon et al. 2011): random bits as a function of seed and place."
+    low = np.uint64(2**32 - 1)
+    a, b, c, d = np.broadcast_arrays(*(np.asarray(p, np.uint64) for p in place))
+    k, m = key % 2**32, key >> 32
+    for _ in range(10):
+        x, y = a*np.uint64(0xD2511F53), c*np.uint64(0xCD9E8D57)
+        a, b = (y >> np.uint64(32)) ^ b ^ np.uint64(k), y & low
+        c, d = (x >> np.uint64(32)) ^ d ^ np.uint64(m), x & low
+        k, m = (k + 0x9E3779B9) % 2**32, (m + 0xBB67AE85) % 2**32
+    return np.stack([a, b, c, d])
+
+# %% ../nbs/00_start_here.ipynb #5e072f40
+def normal_rows(
+    seed: int,  # of the run and the purpose
+    size: int,  # numbers in a row
+    *place: np.ndarray,  # up to three arrays (b,) of whole numbers that name a row
+) -> np.ndarray:  # (b, size) float32
+    "Standard normal numbers; a row depends on the seed and on its place, not on other rows."
+    place = [np.asarray(p).reshape(-1, 1) for p in (*place, 0, 0, 0)[:3]]
+    bits = philox(seed, np.arange(-(-size//4)), *place)
+    uniform = (bits + .5)/2**32  # never 0 or 1
+    radius, angle = np.sqrt(-2*np.log(uniform[::2])), 2*np.pi*uniform[1::2]
+    normal = np.concatenate([radius*np.cos(angle), radius*np.sin(angle)])  # Box and Muller 1958
+    return np.moveaxis(normal, 0, -1).reshape(bits.shape[1], -1)[:, :size].astype(np.float32)
 
 # %% ../nbs/00_start_here.ipynb #e7962003
 class NonFiniteLoss(RuntimeError):

@@ -52,11 +52,13 @@ def reevaluate(
     horizon: int = None,  # steps; the archive's own horizon if None
 ) -> Archive:  # the same policies with new objective, measures and length
     "Corrected evaluation: mean action, fresh resets, means over the episodes."
-    horizon = horizon or archive.horizon
+    if not len(archive): raise ValueError('archive has no policies: expected at least one')
+    horizon = archive.horizon if horizon is None else horizon
     parts, rows = [], np.arange(len(archive))
     for i in progress(range(0, len(archive), BATCH), 'rolling out'):
         part = archive.select(rows[i:i + BATCH])
-        parts.append(evaluate(archive.task, archive.spec, part.params, part.obs_mean, part.obs_std, n_episodes, horizon, seed + i, n_max=min(BATCH, 1 << (len(archive) - 1).bit_length())))
+        parts.append(evaluate(archive.task, archive.spec, part.params, part.obs_mean, part.obs_std, n_episodes, horizon, seed,
+                              n_max=min(BATCH, 1 << (len(archive) - 1).bit_length()), first=i))
     e = {k: np.concatenate([getattr(p, k) for p in parts]) for k in vars(parts[0])}
     return replace(archive, **e, horizon=horizon, meta={**archive.meta, 'evaluation': {'seed': seed, 'episodes': n_episodes}})
 

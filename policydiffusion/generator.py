@@ -18,9 +18,9 @@ from torch import nn
 # %% ../nbs/33_latent_diffusion.ipynb #1313302b
 from .archive import Archive, check_task
 from .autoencoder import Autoencoder, AutoencoderSettings, misfit, network_spec, rebuild
-from .core import SCALES, brief, check_choice, fits_field, from_header, load_tensors, reading, save_tensors
+from .core import SCALES, brief, check_array, check_choice, check_count, fits_field, from_header, load_tensors, reading, save_tensors, seed_for
 from .denoiser import ResidualDenoiser, UNet
-from .diffusion import SAMPLERS, cosine_schedule, sample, timesteps, train_diffusion
+from .diffusion import SAMPLERS, cosine_schedule, row_noise, sample, timesteps, train_diffusion
 from .hypernetwork import GraphHypernetwork, LowRankDecoder, NormaliserDecoder
 from .policy import PolicySpec, act_jax, act_torch
 from .tasks import TASKS, get_task
@@ -182,17 +182,18 @@ def check_request(
     n: int,  # policies for each behaviour
 ) -> tuple:  # measures (m, k) float32 with zeros where not given, given (m, k) bool
     "Refuse a request that cannot be met, in one sentence."
-    measures = np.asarray(measures, np.float32)
+    measures = check_array('measures', measures, finite=False)
     if measures.ndim != 2 or measures.shape[1] != n_measures or not len(measures):
         raise ValueError(f"measures has shape {measures.shape}: expected (m, {n_measures}), one row for each behaviour asked for")
-    given = np.ones(measures.shape, bool) if given is None else np.asarray(given)
+    if given is None: given = np.ones(measures.shape, bool)
+    check_array('given', given); given = np.asarray(given)
     if given.shape != measures.shape or given.dtype != bool:
         raise ValueError(f"given has shape {given.shape} and type {given.dtype}: expected {measures.shape} of bool, as measures")
     measures = np.where(given, measures, 0)
     if np.isnan(measures).any(): raise ValueError(f"measures holds NaN in row {np.isnan(measures).any(1).argmax()}: expected numbers in [0, 1]; a free entry must be False in given")
     outside = (measures < 0) | (measures > 1)
     if outside.any(): raise ValueError(f"measures holds {measures[outside][0]:.6g} in row {outside.any(1).argmax()}: expected shares in [0, 1]")
-    if n < 1: raise ValueError(f"n is {n}: expected at least 1 policy for each behaviour")
+    check_count('n', n, of=' policy for each behaviour')
     return measures, given
 
 # %% ../nbs/33_latent_diffusion.ipynb #37e6110b
@@ -314,6 +315,7 @@ def in_batches(
     batch: int,  # rows at a time
 ):  # the same function, for any number of rows
     "Keep memory small without changing the answer."
+    check_count('batch', batch)
     return lambda *rows: torch.cat([f(*part) for part in zip(*(x.split(batch) for x in rows))])
 
 # %% ../nbs/33_latent_diffusion.ipynb #6074d47b
@@ -374,8 +376,10 @@ class Generator(nn.Module):
         "Latents of policies that should behave as asked."
         read = self.joint_conditions(asked, given, n, also)
         cond, given = (torch.stack(x) for x in zip(*read))
+        request, draw = np.divmod(np.arange(cond.shape[1]), n)
+        noise = row_noise(seed_for(seed, 'latents'), self.design.latent_shape, request, draw)
         x = sample(in_batches(self.eval().denoiser, batch), self.schedule, (cond.shape[1], *self.design.latent_shape), cond, given=given,
-                   generator=torch.Generator().manual_seed(seed), **asdict(self.sampling))
+                   noise=noise, **asdict(self.sampling))
         return self.latent_scale.undo(x)
 
     @torch.no_grad()
@@ -386,14 +390,15 @@ class Generator(nn.Module):
         batch: int = 256,  # rows at a time
         given: np.ndarray = None,  # (m, p) bool, which predicates count; all if None
         also: tuple = (),  # further wishes that shall come true at once
-    ) -> torch.Tensor:  # (m*n, *latent_shape) latents, in the order of `draw_latents`; the most promising one of each wish first
-        "Of JUDGED times as many draws, those that the judge believes in most; only for a generator that was taught words."
+    ) -> torch.Tensor:  # (m*n, *latent_shape) latents, in the order of `draw_latents`
+        "Each is the one of JUDGED draws of its own that the judge believes in most; only for a generator that was taught words."
+        n = check_count('n', n, of=' policy for each behaviour')
         read = [(cond[::n], there[::n]) for cond, there in self.joint_conditions(asked, given, n, also)]
         first, *more = [tuple(x.cpu().numpy() for x in pair) for pair in read]
-        z = self.draw_latents(first[0], n*JUDGED, seed, batch, first[1], more).unflatten(0, (-1, n*JUDGED))
-        wish = torch.stack([cond*there for cond, there in read]).amax(0)
-        best = self.judge.best(self.latent_scale(z), wish, n)
-        return z[torch.arange(len(z), device=z.device)[:, None], best].flatten(0, 1)
+        z = self.draw_latents(first[0], n*JUDGED, seed, batch, first[1], more).unflatten(0, (-1, JUDGED))
+        wish = torch.stack([cond*there for cond, there in read]).amax(0).repeat_interleave(n, 0)
+        best = self.judge.best(self.latent_scale(z), wish, 1)[:, 0]
+        return z[torch.arange(len(z), device=z.device), best]
 
     @torch.no_grad()
     def generate(self,
@@ -404,12 +409,14 @@ class Generator(nn.Module):
         given: np.ndarray = None,  # (m, k) bool, which measures count; all if None
         also: tuple = (),  # further requests that shall hold at once, each a pair of asked and given
     ) -> GeneratedPolicies:  # m*n policies; those of row i are i*n, ..., i*n + n - 1
-        "Policies that should behave as asked (paper, section 3.3); with `also`, a product of conditions. In words: the judge's favourites, best first."
+        "Policies that should behave as asked (paper, section 3.3); with `also`, a product of conditions. In words: the judge's favourites."
         z = (self.judged_latents if self.design.words else self.draw_latents)(asked, n, seed, batch, given, also)
         params = in_batches(self.decoder.decode, batch)(z)
         texts = np.repeat(check_texts(asked), n).tolist() if in_words(asked) else None
         if self.design.words: measures = np.full((len(z), get_task(self.task).n_measures), np.nan, np.float32)
-        else: measures = np.where(True if given is None else given, np.asarray(asked, np.float32), np.float32(np.nan)).repeat(n, 0)
+        else:
+            measures, there = check_request(asked, given, self.design.n_measures, n)
+            measures = np.where(there, measures, np.float32(np.nan)).repeat(n, 0)
         return GeneratedPolicies(self.task, self.spec, *(x.cpu().numpy() for x in (params, *normalisers(self.normaliser, z))), measures,
                                  {'method': self.method, 'sampling': asdict(self.sampling), 'seed': seed, **self.provenance}, texts)
 
@@ -644,7 +651,7 @@ from sklearn.gaussian_process.kernels import Matern
 
 # %% ../nbs/36_rehearsal.ipynb #781cd2c3
 from .autoencoder import CompactAutoencoder
-from .core import progress
+from .core import check_count, check_number, progress, seed_for
 from .rollout import Evaluation, evaluate
 
 # %% ../nbs/36_rehearsal.ipynb #19b5812e
@@ -657,7 +664,8 @@ def propose(
     seed: int = 0,  # of noise and partners
 ) -> torch.Tensor:  # (copies*n, d)
     "Latents worth trying: codes, noisy codes, and points between neighbours in behaviour."
-    g, n = torch.Generator().manual_seed(seed), len(codes)
+    check_count('copies', copies); check_number('spread', spread, 0)
+    g, n = torch.Generator().manual_seed(seed_for(seed, 'propose')), len(codes)
     near = torch.cdist(measures, measures).fill_diagonal_(torch.inf).topk(min(6, n - 1), largest=False).indices
     proposals = [codes]
     for copy in range(1, copies):
@@ -697,9 +705,10 @@ def rehearse(
 ) -> Evaluation:  # of the m decoded policies
     "Decode and roll out."
     params, parts = autoencoder.decode(z).numpy(), []
+    check_count('batch', settings.batch)
     for i in progress(range(0, len(z), settings.batch), 'rehearsing'):
         parts.append(evaluate(archive.task, archive.spec, params[i:i + settings.batch], archive.obs_mean, archive.obs_std,
-                              settings.episodes, settings.horizon, seed + i, n_max=settings.batch))
+                              settings.episodes, settings.horizon, seed, n_max=settings.batch, first=i))
     return Evaluation(**{k: np.concatenate([getattr(p, k) for p in parts]) for k in vars(parts[0])})
 
 # %% ../nbs/36_rehearsal.ipynb #be0d538d

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import nn
 from .autoencoder import CompactSettings
-from .core import check_choice
+from .core import check_choice, check_count, seed_for
 from .generator import Design, Judge, compact_design
 from .policy import PolicySpec
 from .rollout import evaluate
@@ -95,9 +95,9 @@ def watch(
     batch: int = 1024,  # policies in one compiled call
 ) -> pd.DataFrame:  # n rows: contacts, DESCRIPTION, length
     "What a spectator would see."
-    parts = []
+    parts, batch = [], check_count('batch', batch)
     for i in range(0, len(params), batch):
-        e = evaluate(task, spec, params[i:i + batch], obs_mean, obs_std, n_episodes, horizon, seed + i, n_max=batch, described=True)
+        e = evaluate(task, spec, params[i:i + batch], obs_mean, obs_std, n_episodes, horizon, seed, n_max=batch, described=True, first=i)
         parts.append(np.c_[e.measures, e.length])
     return pd.DataFrame(np.concatenate(parts), columns=[*make_env(task, described=True).names, 'length'])
 
@@ -118,8 +118,8 @@ def wishes(
     seed: int = 0,  # of the draw
 ) -> tuple:  # (m,) rows of `true`, and (m, p) float32 with ones where something is wished
     "Sets of one to three predicates that hold together."
-    rng = np.random.default_rng(seed)
-    rows = np.repeat(np.arange(len(true)), each)
+    rng = np.random.default_rng(seed_for(seed, 'wishes'))
+    rows = np.repeat(np.arange(len(true)), check_count('each', each))
     order = np.where(true[rows], rng.random((len(rows), true.shape[1])), np.inf)  # true ones in random order, first
     size = np.minimum(rng.choice([1, 2, 3], len(rows), p=[.35, .4, .25]), true[rows].sum(1))
     wish = (order.argsort(1).argsort(1) < size[:, None]).astype(np.float32)
@@ -156,7 +156,7 @@ def train_judge(
     seed: int = 0,  # of the batches
 ) -> list:  # the losses
     "Teach the judge by binary cross-entropy, each predicate by itself."
-    g, target, losses = torch.Generator().manual_seed(seed), torch.from_numpy(true.astype(np.float32)), []
+    g, target, losses = torch.Generator().manual_seed(seed_for(seed, 'judge of latents')), torch.from_numpy(true.astype(np.float32)), []
     target, optimiser = target.to(x.device), torch.optim.AdamW(judge.parameters(), 2e-3)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for _ in range(steps):

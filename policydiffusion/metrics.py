@@ -20,7 +20,7 @@ from sklearn.neighbors import NearestNeighbors
 
 # %% ../nbs/40_metrics.ipynb #76a05562
 from .archive import Archive, alive_coverage, coverage, made_up_archive, qd_score, to_half
-from .core import ARTIFACTS, DATA, SCALES, check_choice
+from .core import ARTIFACTS, DATA, SCALES, check_choice, check_count, seed_for
 from .policy import act_torch
 from .tasks import get_task
 
@@ -66,6 +66,7 @@ def js_divergence(
     n_draws: int = 2**15,  # from each Gaussian, a power of two
 ) -> float:  # bits, from 0 (same) to 1 (apart)
     "Jensen-Shannon divergence of Gaussians fitted to two sets, by quasi-Monte Carlo with a fixed seed."
+    check_count('n_draws', n_draws)
     p, q = (fit_gaussian(np.asarray(z, np.float64)) for z in (x, y))
 
     def kl_from_mixture(a, b):
@@ -82,6 +83,7 @@ def best_of_cvt(
 ) -> np.ndarray:  # (n_cells,) index of the best elite of each cell, ascending
     "The paper's test policies: the best elite of every cell of a coarse centroidal partition."
     from sklearn.cluster import KMeans
+    check_count('n_cells', n_cells)
     if len(measures) < n_cells: raise ValueError(f"measures holds {len(measures)} elites: expected at least {n_cells}, one a cell")
     cell = KMeans(n_cells, n_init=1, random_state=0).fit_predict(np.asarray(measures, np.float64))
     order = np.lexsort((-np.asarray(objective), cell))
@@ -104,7 +106,7 @@ def typical_observations(
 ) -> np.ndarray:  # (n, obs)
     "Observations with the mean and standard deviation of those that the archive's policies saw."
     mean, std = (x.reshape(-1, a.spec.obs_size).mean(0) for x in (a.obs_mean, a.obs_std))
-    return (mean + std*np.random.default_rng(seed).normal(size=(n, a.spec.obs_size))).astype(np.float32)
+    return (mean + std*np.random.default_rng(seed_for(seed, 'observations')).normal(size=(check_count('n', n), a.spec.obs_size))).astype(np.float32)
 
 # %% ../nbs/40_metrics.ipynb #8abf130c
 def actions(

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from .archive import to_half
-from .core import SCALES, NonFiniteLoss, check_choice, load_tensors, save_tensors
+from .core import SCALES, NonFiniteLoss, check_choice, load_tensors, save_tensors, seed_for
 from .lanes import over_lanes
 from .policy import OBS_CLIP, PolicySpec, init_params, unpack
 from .rollout import REWARD_CAP, evaluate
@@ -385,7 +385,7 @@ def try_candidates(
     promising = np.flatnonzero(first.objective > best[cell_of(first.measures, dims)])
     entered = np.zeros(len(params), bool)
     if len(promising) == 0: return pool, (first.objective, first.measures, entered)
-    more = evaluate(task, spec, params[promising], obs_mean, obs_std, episodes, horizon, seed + 1, lanes, n_max)
+    more = evaluate(task, spec, params[promising], obs_mean, obs_std, episodes, horizon, seed_for(seed, 'again'), lanes, n_max)
     w = 1/(1 + episodes)
     mix = lambda a, b: w*a[promising] + (1 - w)*b
     objective, measures, length = mix(first.objective, more.objective), mix(first.measures, more.measures), mix(first.length, more.length)
@@ -828,7 +828,7 @@ def correct(
 ) -> tuple:  # (n,) index of the survivors in the pool, and an evaluation's fields of these
     "Re-evaluate and purge: rebuild the grid from fresh episodes; runners-up step in where a lucky elite moves away."
     params = to_half(pool.params)  # the file keeps half precision, so half precision is what must be measured
-    parts = [evaluate(task, spec, params[i:i + batch], ancestor.obs_mean, ancestor.obs_std, episodes, horizon, seed + i, lanes, n_max=batch)
+    parts = [evaluate(task, spec, params[i:i + batch], ancestor.obs_mean, ancestor.obs_std, episodes, horizon, seed, lanes, n_max=batch, first=i)
              for i in range(0, len(params), batch)]
     e = {k: np.concatenate([getattr(p, k) for p in parts]) for k in vars(parts[0])}
     cell = cell_of(e['measures'], dims)

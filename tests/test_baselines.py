@@ -92,7 +92,7 @@ def test_quantise_rounds_to_the_nearest_level(levels):
 
 
 def test_quantise_refuses_more_than_a_byte():
-    with pytest.raises(ValueError, match='levels is 257: expected 2 to 256'): quantise(np.zeros((2, 3), np.float32), 257)
+    with pytest.raises(ValueError, match='levels is 257: expected between 2 and 256'): quantise(np.zeros((2, 3), np.float32), 257)
 
 
 def test_fit_stops_at_the_minimum():

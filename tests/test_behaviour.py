@@ -281,19 +281,19 @@ def test_generator_of_ours_from_file(rows, tmp_path):
 
 
 def test_rehearsal_rolls_out_what_was_decoded(monkeypatch):
-    "Each row is the decoded policy, batch by batch, with seeds of its own."
+    "Each row is the decoded policy, batch by batch; the batches are told where they begin, so that each row has starts of its own."
     from policydiffusion import generator
     from policydiffusion.archive import made_up_archive
     archive, calls = made_up_archive(n=12), []
 
-    def evaluate(task, spec, params, mean, std, episodes, horizon, seed, n_max):
-        calls.append((len(params), seed, n_max, episodes, horizon))
+    def evaluate(task, spec, params, mean, std, episodes, horizon, seed, n_max, first):
+        calls.append((len(params), seed, first, n_max, episodes, horizon))
         return Evaluation(params.sum(1), params[:, :2], params[:, 0], params[:, 0], params[:, :2])
     monkeypatch.setattr(generator, 'evaluate', evaluate)
     model = CompactAutoencoder(archive.spec, 12, (3,), (3,)*len(archive.spec.layer_sizes)).start(torch.from_numpy(archive.params))
     z = torch.randn(7, 3)
     tried = rehearse(model, archive, z, replace(rehearsal_settings('smoke'), batch=4), seed=50)
-    assert calls == [(4, 50, 4, 1, 50), (3, 54, 4, 1, 50)]
+    assert calls == [(4, 50, 0, 4, 1, 50), (3, 50, 4, 4, 1, 50)]
     np.testing.assert_allclose(tried.objective, model.decode(z).detach().sum(1), rtol=1e-5)
 
 

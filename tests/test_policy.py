@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from policydiffusion.policy import PolicySpec, act_jax, act_torch, pack, unpack
+from policydiffusion.policy import PolicySpec, act_jax, act_torch, from_flax, from_torch, pack, unpack
 
 SPEC = PolicySpec(5, 2, (4, 3))
 
@@ -61,3 +61,80 @@ def test_both_frameworks_equal_a_stock_network(rows, per_policy):
 def test_wrong_length_is_one_sentence(rows):
     with pytest.raises(ValueError, match=f'rows of {SPEC.n_params - 1} numbers: expected {SPEC.n_params}'):
         unpack(SPEC, rows[:, 1:])
+
+
+# ---- from other libraries
+
+OBS = np.random.default_rng(2).normal(size=(20, 5)).astype(np.float32)
+LINEAR, TANH, RELU = torch.nn.Linear, torch.nn.Tanh, torch.nn.ReLU
+
+
+def acts(spec, row):
+    return act_torch(spec, torch.from_numpy(row)[None], torch.zeros(5), torch.ones(5), torch.from_numpy(OBS)[None])[0].numpy()
+
+
+class Own(torch.nn.Module):
+    "A module of somebody's own, with its tanh in `forward`."
+    def __init__(self, between=torch.tanh):
+        super().__init__()
+        self.first, self.second, self.between = LINEAR(5, 4), LINEAR(4, 2, bias=False), between
+
+    def forward(self, x): return self.second(self.between(self.first(x)))
+
+
+@pytest.mark.parametrize('make', [
+    lambda: torch.nn.Sequential(LINEAR(5, 4), TANH(), LINEAR(4, 3), TANH(), LINEAR(3, 2)), lambda: LINEAR(5, 2), Own,
+    lambda: torch.nn.Sequential(torch.nn.Sequential(LINEAR(5, 7), TANH()), torch.nn.Identity(), LINEAR(7, 2)).double()])
+def test_a_torch_module_acts_as_its_row(make):
+    torch.manual_seed(0)
+    module = make()
+    spec, row = from_torch(module)
+    want = module(torch.from_numpy(OBS).to(next(module.parameters()))).detach().numpy()
+    assert row.dtype == np.float32 and row.shape == (spec.n_params,) and (spec.obs_size, spec.act_size) == (5, 2)
+    np.testing.assert_allclose(acts(spec, row), want, atol=1e-5)
+
+
+def test_torchs_own_order_is_another_policy():
+    module = torch.nn.Sequential(LINEAR(5, 4), TANH(), LINEAR(4, 2))
+    spec, row = from_torch(module)
+    flat = torch.cat([x.flatten() for x in module.parameters()]).detach().numpy()
+    assert flat.shape == row.shape and np.abs(acts(spec, flat) - acts(spec, row)).max() > .1
+
+
+@pytest.mark.parametrize('module, words', [
+    (torch.nn.Sequential(LINEAR(5, 4), RELU(), LINEAR(4, 2)), 'module holds ReLU: expected Linear layers with Tanh between them'),
+    (torch.nn.Sequential(LINEAR(5, 4), TANH(), LINEAR(4, 2), TANH()), 'module acts otherwise than its 2 Linear layers'),
+    (torch.nn.Sequential(LINEAR(5, 4), LINEAR(4, 2)), 'module acts otherwise'), (Own(torch.relu), 'module acts otherwise'),
+    (torch.nn.Sequential(LINEAR(5, 4), TANH(), LINEAR(3, 2)), r'layers have shapes .*: expected W \(in, out\)'),
+    (TANH(), 'module holds no Linear layer'), (torch.nn.LSTM(5, 2), 'module holds LSTM')])
+def test_a_module_that_no_row_can_say_is_refused(module, words):
+    with pytest.raises(ValueError, match=words): from_torch(module)
+
+
+def flax_like(rng, sizes=(5, 4, 2), lead=(), name='Dense_'):
+    return {f'{name}{i}': {'kernel': rng.normal(size=(*lead, a, b)), 'bias': rng.normal(size=(*lead, b))} for i, (a, b) in enumerate(zip(sizes, sizes[1:]))}
+
+
+@pytest.mark.parametrize('name', ['Dense_', 'hidden_'])
+def test_flax_parameters_by_hand(name):
+    p = flax_like(np.random.default_rng(3), (5, *[3]*10, 2), name=name)  # eleven layers: Dense_10 comes after Dense_9
+    spec, row = from_flax({'params': dict(reversed(p.items()))})
+    h = OBS.astype(np.float64)
+    for i in range(11): h = h @ p[f'{name}{i}']['kernel'] + p[f'{name}{i}']['bias']; h = np.tanh(h) if i < 10 else h
+    np.testing.assert_allclose(acts(spec, row), h, atol=1e-5)
+
+
+def test_a_stack_of_flax_parameters():
+    p = flax_like(np.random.default_rng(3), lead=(6,))
+    spec, rows = from_flax(p)
+    assert rows.shape == (6, spec.n_params) and spec == PolicySpec(5, 2, (4,))
+    np.testing.assert_array_equal(rows[3], from_flax({k: {n: x[3] for n, x in layer.items()} for k, layer in p.items()})[1])
+
+
+@pytest.mark.parametrize('change, words', [
+    (lambda p: {}, 'params is no dict of layers'), (lambda p: 3, 'params is no dict'), (lambda p: {'Dense_1': p['Dense_1']}, 'params holds Dense_1: expected numbered layers'),
+    (lambda p: {**p, 'log_std': np.zeros(2)}, 'expected numbered layers'), (lambda p: {**p, 'Dense_1': {'kernel': np.ones((4, 2))}}, 'Dense_1 that is no kernel and bias'),
+    (lambda p: {**p, 'Dense_1': {'kernel': np.ones((3, 2)), 'bias': np.ones(2)}}, 'layers have shapes'), (lambda p: {**p, 'Dense_1': {'kernel': np.ones((4, 2)), 'bias': np.ones(3)}}, 'layers have shapes'),
+    (lambda p: {**p, 'Dense_1': {'kernel': np.full((4, 2), np.nan), 'bias': np.ones(2)}}, 'Dense_1.kernel holds values that are not finite')])
+def test_flax_parameters_that_do_not_fit(change, words):
+    with pytest.raises(ValueError, match=words): from_flax(change(flax_like(np.random.default_rng(3))))

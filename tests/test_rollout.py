@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from policydiffusion.policy import act_jax, init_params
-from policydiffusion.rollout import evaluate, trace, visited_observations
+from policydiffusion.rollout import evaluate, reset_key, trace, visited_observations
 from policydiffusion.tasks import get_task, make_env
 
 SPEC = get_task('walker2d').spec()
@@ -122,3 +122,26 @@ def test_two_devices_say_what_one_says(params, tmp_path):
         here = evaluate('walker2d', SPEC, few, *(x if own else x[0] for x in (means, stds)), n_episodes=2, horizon=25, seed=5, lanes=16, n_max=9)
         assert here.length.std() > 0 or here.objective.std() > 0
         for name, x in vars(here).items(): np.testing.assert_allclose(there[name], x, rtol=2e-3, atol=2e-3, err_msg=name)
+
+
+def test_rows_start_alike_in_one_call_or_in_parts(params, result):
+    "Rows 60 to 69, told that they are rows 60 to 69; and not told."
+    options = dict(n_episodes=2, horizon=40, seed=5, lanes=32, n_max=128)
+    told, untold = (evaluate('walker2d', SPEC, params[60:], ZERO, ONE, **options, first=i) for i in (60, 0))
+    assert np.abs(told.length - result.length[60:]).max() <= 1
+    assert np.median(np.abs(told.objective - result.objective[60:])) < .1 < np.median(np.abs(untold.objective - result.objective[60:]))
+
+
+def test_a_trace_starts_the_same_in_any_batch_and_otherwise_than_an_evaluation(params):
+    whole, parts = (trace('walker2d', SPEC, params[:5], ZERO, ONE, horizon=2, seed=5, batch=b).obs[:, 0] for b in (128, 2))
+    np.testing.assert_array_equal(whole, parts)
+    assert len(np.unique(whole[:, 0])) == 5
+    key = jax.random.key(5)
+    evaluated = [np.asarray(make_env('walker2d').reset(jax.random.fold_in(jax.random.fold_in(key, i), 0)).obs) for i in range(2)]
+    assert all(np.abs(whole - start).max(1).min() > 1e-3 for start in evaluated)
+
+
+def test_all_bits_of_a_seed_count():
+    assert reset_key(7) == jax.random.key(7)
+    assert len({tuple(jax.random.key_data(reset_key(s)).tolist()) for s in (0, 1, 2**32, 2**32 + 1, 2**63 - 1)}) == 5
+    with pytest.raises(ValueError, match='seed is .*: expected between 0 and'): reset_key(2**64)

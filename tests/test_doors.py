@@ -1,0 +1,185 @@
+"What no function can use is refused at its door, in one sentence and in the same words everywhere."
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from policydiffusion import compose, rollout
+from policydiffusion.archive import Archive, made_up_archive
+from policydiffusion.baselines import CodeBook, StoredElites, fit
+from policydiffusion.core import DATA, check_array, check_count, check_number
+from policydiffusion.dataset import reevaluate
+from policydiffusion.diffusion import (Schedule, ToyDenoiser, cosine_schedule, drop_condition, sample, swiss_roll, timesteps,
+                                       train_diffusion)
+from policydiffusion.generator import Generator, check_request, propose
+from policydiffusion.language import watch, wishes
+from policydiffusion.metrics import best_of_cvt, js_divergence, typical_observations
+from policydiffusion.rollout import evaluate, trace, visited_observations
+from policydiffusion.tasks import get_task
+
+SPEC = get_task('walker2d').spec()
+ROWS, ZERO, ONE = np.zeros((2, SPEC.n_params), np.float32), np.zeros(17, np.float32), np.ones(17, np.float32)
+TOY = made_up_archive(n=60)
+
+
+def refusal(call, *args, **more) -> str:
+    with pytest.raises(ValueError) as info: call(*args, **more)
+    message = str(info.value)
+    assert 'expected' in message and '\n' not in message and len(message) < 400
+    return message
+
+
+# ---- normalisers and weights
+
+USERS = {  # what takes policies: rows, mean and standard deviation to a call
+    'evaluate': lambda p, m, s: evaluate('walker2d', SPEC, p, m, s),
+    'trace': lambda p, m, s: trace('walker2d', SPEC, p, m, s),
+    'watch': lambda p, m, s: watch('walker2d', SPEC, p, m, s),
+    'play': lambda p, m, s: compose.play('walker2d', SPEC, np.asarray(p)[:, None], m, s, (6,)),
+    'choose': lambda p, m, s: compose.choose('walker2d', SPEC, np.asarray(p)[:, None, None], m, s, (6,)),
+    'Archive': lambda p, m, s: Archive('walker2d', SPEC, p, np.zeros(len(p)), np.zeros((len(p), 2)), np.zeros(len(p)), m, s, (4, 4))}
+
+
+@pytest.mark.parametrize('who', USERS)
+@pytest.mark.parametrize('change, words', [
+    (dict(m=ZERO*np.nan), 'obs_mean holds values that are not finite: expected finite numbers only'),
+    (dict(s=ONE*np.inf), 'obs_std holds values that are not finite: expected finite numbers only'),
+    (dict(s=ZERO), 'obs_std holds values that are not positive: expected positive standard deviations'),
+    (dict(s=-ONE), 'obs_std holds values that are not positive: expected positive standard deviations'),
+    (dict(m=ZERO[1:]), 'obs_mean has shape (16,): expected (17,) or (2,'),
+    (dict(s=np.ones((3, 17))), 'obs_std has shape (3, 17): expected (17,) or (2,'),
+    (dict(m=0.), 'obs_mean has shape (): expected (17,) or (2,'),
+    (dict(p=ROWS*np.nan), 'params holds values that are not finite: expected finite numbers only'),
+    (dict(p=ROWS[:, 1:]), f'params has shape (2, ')])
+def test_all_doors_say_the_same(who, change, words):
+    assert words in refusal(USERS[who], **{'p': ROWS, 'm': ZERO, 's': ONE, **change})
+
+
+@pytest.mark.parametrize('who', [u for u in USERS if u != 'Archive'])
+def test_complex_numbers_and_words_are_no_weights(who):
+    assert 'holds values of type complex64: expected real numbers' in refusal(USERS[who], ROWS + np.complex64(1j), ZERO, ONE)
+    assert 'obs_mean holds values of type' in refusal(USERS[who], ROWS, ['a']*17, ONE)
+    assert 'obs_std cannot be read as an array' in refusal(USERS[who], ROWS, ZERO, [[1.], [1., 2.]])
+
+
+def test_nobody_to_roll_out():
+    for call in (lambda: trace('walker2d', SPEC, ROWS[:0], ZERO, ONE), lambda: compose.play('walker2d', SPEC, ROWS[:0, None], ZERO, ONE, (6,)),
+                 lambda: reevaluate(TOY.select([]), 1, 0)): refusal(call)
+
+
+# ---- counts
+
+G = Generator.load(DATA/'generators'/'walker2d.safetensors')
+X = torch.zeros(4, 2)
+COUNTS = {
+    'evaluate n_episodes': lambda n: evaluate('walker2d', SPEC, ROWS, ZERO, ONE, n_episodes=n),
+    'evaluate horizon': lambda n: evaluate('walker2d', SPEC, ROWS, ZERO, ONE, horizon=n),
+    'evaluate lanes': lambda n: evaluate('walker2d', SPEC, ROWS, ZERO, ONE, lanes=n),
+    'evaluate n_max': lambda n: evaluate('walker2d', SPEC, ROWS, ZERO, ONE, n_max=n),
+    'trace horizon': lambda n: trace('walker2d', SPEC, ROWS, ZERO, ONE, horizon=n),
+    'trace stride': lambda n: trace('walker2d', SPEC, ROWS, ZERO, ONE, stride=n),
+    'trace batch': lambda n: trace('walker2d', SPEC, ROWS, ZERO, ONE, batch=n),
+    'visited_observations n_obs': lambda n: visited_observations(None, n),
+    'reevaluate n_episodes': lambda n: reevaluate(replace_spec(), n, 0),
+    'reevaluate horizon': lambda n: reevaluate(replace_spec(), 1, 0, n),
+    'watch batch': lambda n: watch('walker2d', SPEC, ROWS, ZERO, ONE, batch=n),
+    'generate n': lambda n: G.generate([[.5, .5]], n=n),
+    'generate batch': lambda n: G.generate([[.5, .5]], batch=n),
+    'draw_latents n': lambda n: G.draw_latents([[.5, .5]], n=n),
+    'check_request n': lambda n: check_request([[.5, .5]], None, 2, n),
+    'compose m': lambda n: compose.compose(G, [((.5, .5), 6)], m=n),
+    'compose n_episodes': lambda n: compose.compose(G, [((.5, .5), 6)], n_episodes=n),
+    'compose steps': lambda n: compose.compose(G, [((.5, .5), n)]),
+    'play lanes': lambda n: compose.play('walker2d', SPEC, ROWS[:, None], ZERO, ONE, (6,), lanes=n),
+    'choose rounds': lambda n: compose.choose('walker2d', SPEC, ROWS[:, None, None], ZERO, ONE, (6,), rounds=n),
+    'alternatives m': lambda n: compose.alternatives(np.zeros((1, 1, 2)), n),
+    'cosine_schedule n_steps': lambda n: cosine_schedule(n),
+    'timesteps n_steps': lambda n: timesteps(600, n),
+    'timesteps last': lambda n: timesteps(600, 3, n),
+    'sample n_steps': lambda n: sample(None, cosine_schedule(), (4, 2), n_steps=n),
+    'sample shape': lambda n: sample(None, cosine_schedule(), (n, 2), torch.zeros(4, 0)),
+    'swiss_roll n': lambda n: swiss_roll(n),
+    'train_diffusion epochs': lambda n: next(train_diffusion(ToyDenoiser(), cosine_schedule(), X, epochs=n)),
+    'train_diffusion batch_size': lambda n: next(train_diffusion(ToyDenoiser(), cosine_schedule(), X, batch_size=n)),
+    'propose copies': lambda n: propose(X, torch.ones(2), X, n),
+    'wishes each': lambda n: wishes(np.ones((2, 2), bool), n),
+    'StoredElites n': lambda n: StoredElites(TOY, n),
+    'best_of_cvt n_cells': lambda n: best_of_cvt(TOY.measures, TOY.objective, n),
+    'typical_observations n': lambda n: typical_observations(TOY, n),
+    'js_divergence n_draws': lambda n: js_divergence(TOY.measures, TOY.measures, n)}
+
+
+def replace_spec() -> Archive: return USERS['Archive'](ROWS, ZERO, ONE)
+
+
+@pytest.mark.parametrize('what', COUNTS)
+def test_counts_are_whole_numbers_from_one(what):
+    for n in (0, -3, True, 2.5, '4', np.nan, np.inf): assert what.split()[1] in refusal(COUNTS[what], n)
+
+
+@pytest.mark.parametrize('seed', [-1, .5, True, '1', None])
+def test_seeds_are_whole_numbers_from_zero(seed):
+    for call in (lambda: evaluate('walker2d', SPEC, ROWS, ZERO, ONE, n_episodes=1, horizon=1, seed=seed), lambda: trace('walker2d', SPEC, ROWS, ZERO, ONE, seed=seed),
+                 lambda: G.generate([[.5, .5]], seed=seed), lambda: compose.play('walker2d', SPEC, ROWS[:, None], ZERO, ONE, (6,), seed=seed)):
+        assert refusal(call).startswith(f'seed is {seed!r}: expected ')
+
+
+@pytest.mark.parametrize('name, bad', [('p_drop', 2), ('p_drop', -.1), ('p_drop', np.nan), ('p_drop', True), ('ema_decay', 1.1), ('lr', -1.), ('lr', np.inf), ('weight_decay', 'no')])
+def test_settings_of_training(name, bad):
+    assert f'{name} is ' in refusal(lambda: next(train_diffusion(ToyDenoiser(), cosine_schedule(), X, **{name: bad})))
+
+
+@pytest.mark.parametrize('name, bad', [('eta', 2), ('eta', np.nan), ('guidance', np.nan), ('guidance', '1'), ('clip', -1.), ('clip', np.inf)])
+def test_settings_of_sampling(name, bad):
+    assert f'{name} is ' in refusal(lambda: sample(None, cosine_schedule(), (4, 2), **{name: bad}))
+
+
+@pytest.mark.parametrize('bad', [2, -.5, np.nan, '0', None])
+def test_dropout_is_a_chance(bad): assert 'p_drop is ' in refusal(drop_condition, 3, 2, bad)
+
+
+@pytest.mark.parametrize('change', [lambda b, a: (b*np.nan, a), lambda b, a: (b, a*np.nan), lambda b, a: (b[:-1], a), lambda b, a: (b, a.flip(0)), lambda b, a: (b + 1, a), lambda b, a: (b[:1], a[:1])])
+def test_a_schedule_fades(change):
+    s = cosine_schedule(10)
+    refusal(Schedule, *change(s.betas, s.abar))
+    assert Schedule(s.betas, s.abar).n_steps == 10
+
+
+# ---- measures
+
+def test_what_an_evaluation_says_an_archive_takes(monkeypatch):
+    "A hair above 1 or below 0, from sums in single precision, is cut off; more is an error."
+    for over in (1 + 6e-8, 1 + 9e-5, -9e-5):
+        results = {'ret': np.zeros(8, np.float32), 'length': np.full(8, 9), 'measures': np.full((8, 2), over, np.float32)}
+        monkeypatch.setattr(rollout, '_evaluate', lambda *_: results)
+        e = evaluate('walker2d', SPEC, ROWS, ZERO, ONE, n_episodes=1, n_max=8)
+        assert (e.measures == round(over)).all()
+        Archive('walker2d', SPEC, ROWS, e.objective, e.measures, e.length, ZERO, ONE, (4, 4))
+    results['measures'] += 1.0005
+    assert 'reach from' in refusal(evaluate, 'walker2d', SPEC, ROWS, ZERO, ONE, n_episodes=1, n_max=8)
+
+
+ASKED = {'generate': lambda m: G.generate([m]), 'compose': lambda m: compose.compose(G, [(m, 6)]), 'nearest_elites': lambda m: compose.nearest_elites(TOY, [m]),
+         'StoredElites': lambda m: StoredElites(TOY, 4).answer([m]), 'CodeBook': lambda m: CodeBook(None, 0, X, torch.rand(4, 2)).answer([m])}
+
+
+@pytest.mark.parametrize('who', ASKED)
+def test_requests_are_refused_in_the_same_words(who):
+    for bad, words in (((.5, 1.01), 'measures holds 1.01 in row 0: expected shares in [0, 1]'), ((.5, np.nan), 'measures holds NaN in row 0'),
+                       ((.5, .5j), 'measures holds values of type complex128: expected real numbers'), ((-.1, .5), 'measures holds -0.1 in row 0')):
+        assert words in refusal(ASKED[who], bad)
+    assert 'expected (' in refusal(ASKED[who], (.5, .5, .5))
+
+
+# ---- the three checks themselves
+
+def test_what_passes_comes_back_plain():
+    assert type(check_count('n', np.int8(3))) is int and check_count('n', 0, 0) == 0 and check_count('n', 4, 1, 4) == 4
+    assert type(check_number('x', np.float32(.5), 0, 1)) is float and check_number('x', 1, 0, 1) == 1
+    assert check_array('x', torch.ones(2, 2)).dtype == np.float32 and np.isnan(check_array('x', [np.nan], finite=False)).all()
+    assert 'expected finite numbers only' in refusal(check_array, 'x', [1e300])
+
+
+def test_long_values_are_not_echoed():
+    assert len(refusal(check_count, 'n', 'a'*200_000)) < 120 and len(refusal(check_number, 'x', list(range(10_000)))) < 160
