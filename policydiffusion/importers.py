@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['LAYOUTS', 'ANYWHERE', 'USES', 'COLUMNS', 'REPERTOIRE', 'PICKLED', 'to_rows', 'foreign_spec', 'check_body',
-           'import_arrays', 'need_names', 'import_npz', 'numbered_columns', 'import_pyribs', 'import_qdax',
-           'FrameUnpickler', 'frame_arrays', 'convert', 'import_ppga', 'share_normaliser']
+           'import_arrays', 'import_npz', 'import_pyribs', 'import_qdax', 'import_ppga', 'share_normaliser']
 
 # %% ../nbs/61_your_own_archive.ipynb #e2716fb8
 import io, os, pickle, re, subprocess, sys
@@ -162,7 +161,7 @@ def import_arrays(
                    horizon=horizon, reward_offset=reward_offset, meta={'imported': about})
 
 # %% ../nbs/61_your_own_archive.ipynb #94d7a1b0
-def need_names(
+def _need_names(
     arrays,  # dict or data frame
     names: tuple,  # that it must hold
     what: str,  # it is, for the message
@@ -187,14 +186,14 @@ def import_npz(
 ) -> Archive:
     "An archive to distil, compress and compare in actions; see `import_arrays` for roll-outs."
     arrays, needed = _load_npz(path), ('params', 'objective', 'measures')
-    need_names(arrays, needed, path)
+    _need_names(arrays, needed, path)
     given = {k: arrays[k] for k in (*needed, 'length', 'obs_mean', 'obs_std') if k in arrays}
     return import_arrays(**given, **about, source=f'npz {Path(path).name}')
 
 # %% ../nbs/61_your_own_archive.ipynb #0c3e96fa
 COLUMNS = {'solution': r'solution_(\d+)', 'measures': r'(?:measures?|behavior)_(\d+)'}
 
-def numbered_columns(
+def _numbered_columns(
     frame: pd.DataFrame,  # of pyribs or PPGA
     what: str,  # a key of COLUMNS
     name: str,  # of the frame, for the message
@@ -224,11 +223,11 @@ def _ribs_arrays(source):
     if not isinstance(source, (pd.DataFrame, Mapping)):
         raise ValueError(f"source is {type(source).__name__}: expected archive.data(), csv or npz")
     if isinstance(source, Mapping) and 'solution' in source:
-        need_names(source, ('solution', 'objective', 'measures'), name)
+        _need_names(source, ('solution', 'objective', 'measures'), name)
         return source['solution'], source['objective'], source['measures']
     frame = pd.DataFrame(source)
-    need_names(frame, ('objective',), name)
-    solutions, measures = (numbered_columns(frame, k, name) for k in ('solution', 'measures'))
+    _need_names(frame, ('objective',), name)
+    solutions, measures = (_numbered_columns(frame, k, name) for k in ('solution', 'measures'))
     return solutions, frame['objective'].to_numpy(), measures
 
 # %% ../nbs/61_your_own_archive.ipynb #0b8d46fa
@@ -260,7 +259,7 @@ def _repertoire(source):
         prefix = f'{source}/' if Path(source).is_dir() else source  # QDax adds no slash
         return {k: _load_npy(Path(f'{prefix}{k}.npy')) for k in REPERTOIRE}
     parts = {k: getattr(source, k) for k in REPERTOIRE if hasattr(source, k)}
-    need_names(parts, REPERTOIRE, f'repertoire ({type(source).__name__})')
+    _need_names(parts, REPERTOIRE, f'repertoire ({type(source).__name__})')
     return parts
 
 # %% ../nbs/61_your_own_archive.ipynb #fb07d5c3
@@ -332,7 +331,7 @@ PICKLED = {  # all that PPGA's files use, by module
     'pandas._libs.arrays': {'__pyx_unpickle_NDArrayBacked'}}
 
 # %% ../nbs/61_your_own_archive.ipynb #e8c4061f
-class FrameUnpickler(Unpickler):
+class _FrameUnpickler(Unpickler):
     "pandas' reader of frames from older versions; it looks up nothing but `PICKLED`."
 
     def find_class(self,
@@ -346,41 +345,41 @@ class FrameUnpickler(Unpickler):
         return ours[name] if name in ours else super().find_class(module, name)
 
 # %% ../nbs/61_your_own_archive.ipynb #17bf59d0
-def frame_arrays(
+def _ppga_arrays(
     frame: pd.DataFrame,  # PPGA's
 ) -> dict:  # solution, objective, measures, length, obs_mean, obs_std: a row a policy
     "Plain arrays of PPGA's data frame; the standard deviation is sqrt(var + 1e-8), as there."
-    need_names(frame, ('objective', 'metadata'), 'the frame')
+    _need_names(frame, ('objective', 'metadata'), 'the frame')
     try:
         rms = [m['obs_normalizer'] for m in frame['metadata']]
-        mean, var = (np.array([np.asarray(r[f'obs_rms.{k}']) for r in rms]) for k in ('mean', 'var'))
+        mean, var = (np.array([r[f'obs_rms.{k}'].numpy() for r in rms]) for k in ('mean', 'var'))
         length = np.array([m['traj_length'] for m in frame['metadata']], float)
-    except (KeyError, TypeError) as e:
+    except (KeyError, TypeError, AttributeError) as e:
         raise ValueError(f"a policy's metadata lacks {e}: expected traj_length, and obs_normalizer "
                          f"with obs_rms.mean and obs_rms.var") from e
-    solution, did = (numbered_columns(frame, k, 'the frame') for k in ('solution', 'measures'))
+    solution, did = (_numbered_columns(frame, k, 'the frame') for k in ('solution', 'measures'))
     return dict(solution=solution.astype(np.float32), objective=frame['objective'].to_numpy(),
                 measures=did, length=length, obs_mean=mean, obs_std=np.sqrt(var + 1e-8))
 
 # %% ../nbs/61_your_own_archive.ipynb #d70f4c28
-def convert(
+def _convert(
     path: str,  # PPGA's pickle
     out: str,  # npz file to write
 ) -> None:
     "The work of the separate process: plain arrays, or an end with one sentence."
     try:
-        with open(path, 'rb') as f: frame = FrameUnpickler(f).load()
+        with open(path, 'rb') as f: frame = _FrameUnpickler(f).load()
         if not isinstance(frame, pd.DataFrame):
             raise ValueError(f"it holds a {type(frame).__name__}: expected a data frame")
-        np.savez(out, **frame_arrays(frame))
+        np.savez(out, **_ppga_arrays(frame))
     except Exception as e: sys.exit(f'{type(e).__name__}: {e}'.replace('\n', ' '))
 
 # %% ../nbs/61_your_own_archive.ipynb #b27c8ed5
 def _in_another_process(path):
-    "Run `convert` there and bring back its arrays."
+    "Run `_convert` there and bring back its arrays."
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist: expected PPGA's pickle")
-    work = 'import sys; from policydiffusion.importers import convert; convert(*sys.argv[1:])'
+    work = 'import sys; from policydiffusion.importers import _convert; _convert(*sys.argv[1:])'
     where = {**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, sys.path))}
     with TemporaryDirectory() as folder:
         command = [sys.executable, '-c', work, str(path), f'{folder}/arrays.npz']
