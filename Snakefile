@@ -168,7 +168,7 @@ def says(rule, what):
     return f'==> {rule} {what}' + f': about {MINUTES.get(rule, .5):g} min of {{LEFT}} left'*(SCALE == 'laptop')
 
 
-PAPER_COST = {  # rule: gigabytes, hours, graphics cards at paper scale; chapter 61 says where the hours come from
+PAPER_COST = {  # rule: gigabytes, hours, graphics cards at paper scale; chapter 62 says where the hours come from
     'search': (64, 24, 1), 'dataset': (64, 2, 1), 'autoencoder': (64, 8, 1), 'diffusion': (32, 8, 1), 'behaviour': (64, 4, 0), 'rehearsal': (64, 8, 1),
     'small_denoiser': (32, 4, 0), 'metrics': (64, 2, 1), 'ablation': (64, 24, 1), 'baselines': (64, 24, 1), 'held_out': (64, 12, 1)}
 

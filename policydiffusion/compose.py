@@ -46,7 +46,7 @@ def _play(task, spec, block, rows, obs_mean, obs_std, state):
 
     def step(carry, _):
         state, going = carry
-        state, measures = over_lanes(env.step, state, _act(layers, obs_mean, obs_std, state.obs))
+        state, measures = over_lanes(env.step, state, _act(spec, layers, obs_mean, obs_std, state.obs))
         counts = going & _sane(state, state.reward)
         kept = lambda x: jnp.where(counts.reshape((-1,) + (1,)*(x.ndim - 1)), x, 0)
         body = state.pipeline_state.x

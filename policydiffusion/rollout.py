@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from .core import check_count, seed_for
 from .lanes import over_lanes
-from .policy import OBS_CLIP, PolicySpec, act_jax, check_policies, unpack
+from .policy import JAX_ACTIVATIONS, OBS_CLIP, PolicySpec, act_jax, check_policies, clip_obs, unpack
 from .tasks import draw_body, get_task, make_env
 
 # %% ../nbs/12_rollouts.ipynb #8e3e86a6
@@ -33,12 +33,13 @@ REWARD_CAP = 10.  # the paper clips each step's reward to +-10
 REFILL = 20  # steps between two looks at the queue
 
 # %% ../nbs/12_rollouts.ipynb #fce175eb
-def _act(layers, obs_mean, obs_std, obs):
+def _act(spec, layers, obs_mean, obs_std, obs):
     "All lanes act: `act_jax` with the layers already unpacked, so that no slice is copied in the loop."
-    h = jnp.clip((obs - obs_mean)/obs_std, -OBS_CLIP, OBS_CLIP)
+    h = clip_obs(spec, (obs - obs_mean)/obs_std)
     *hidden, (W, b) = layers
-    for V, c in hidden: h = jnp.tanh(jnp.einsum('lo,loh->lh', h, V) + c)
-    return jnp.einsum('lo,loh->lh', h, W) + b
+    for name, (V, c) in zip(spec.activations, hidden): h = JAX_ACTIVATIONS[name](jnp.einsum('lo,loh->lh', h, V) + c)
+    out = jnp.einsum('lo,loh->lh', h, W) + b
+    return jnp.tanh(out) if spec.squash else out
 
 # %% ../nbs/12_rollouts.ipynb #24c43248
 def _sane(state, reward):
@@ -46,9 +47,9 @@ def _sane(state, reward):
     return jnp.isfinite(reward) & jnp.isfinite(state.obs).all(-1)
 
 # %% ../nbs/12_rollouts.ipynb #b40c07c9
-def _step_lanes(env, horizon, obs_mean, obs_std, lane):
+def _step_lanes(env, spec, horizon, obs_mean, obs_std, lane):
     "Advance all lanes by one step and add up what the living ones earn."
-    action = _act(lane['layers'], obs_mean, obs_std, lane['state'].obs)
+    action = _act(spec, lane['layers'], obs_mean, obs_std, lane['state'].obs)
     state, measures = over_lanes(env.step, lane['state'], action)
     sane = _sane(state, state.reward)
     counts = lane['alive'] & sane
@@ -96,7 +97,7 @@ def _work_off(task, spec, lanes, n_episodes, described, horizon, rows, params, o
     def busy(carry): return carry[0]['alive'].any() | (carry[2] < n_jobs)
     def round_(carry):
         lane, out, queued, mean, std = refill(*carry)
-        lane = jax.lax.fori_loop(0, REFILL, lambda _, x: _step_lanes(env, horizon, mean, std, x), lane)
+        lane = jax.lax.fori_loop(0, REFILL, lambda _, x: _step_lanes(env, spec, horizon, mean, std, x), lane)
         return lane, out, queued
     lane, out, queued = jax.lax.while_loop(busy, round_, (lane, out, 0))
     return refill(lane, out, queued)[1]
@@ -175,7 +176,7 @@ def _trace(task, spec, horizon, stride, poses, rows, params, obs_mean, obs_std, 
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(rows)
     def step(carry, _):
         state, alive = carry
-        action = _act(layers, obs_mean, obs_std, state.obs)
+        action = _act(spec, layers, obs_mean, obs_std, state.obs)
         nxt, m = over_lanes(env.step, state, action)
         sane = _sane(nxt, nxt.reward)
         x = nxt.pipeline_state.x

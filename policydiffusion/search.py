@@ -64,6 +64,7 @@ def mlp(
     obs: jax.Array,  # (..., obs) normalised observations
 ) -> jax.Array:  # (..., out)
     "The network of `act_jax` on a batch of observations that are normalised already."
+    if not spec.is_plain: raise ValueError(f"spec is {spec}: expected tanh layers, a linear output and clipped observations, as the search trains them")
     *hidden, (W, b) = unpack(spec, params)
     for V, c in hidden: obs = jnp.tanh(obs @ V + c)
     return obs @ W + b

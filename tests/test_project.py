@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(p for p in (ROOT/'policydiffusion').glob('*.py') if not p.stem.startswith('_'))
 NOTEBOOKS = sorted(p for p in (ROOT/'nbs').glob('*.ipynb') if not p.stem.startswith('_'))
-ROOMS = ('core', 'lanes', 'policy', 'tasks', 'rollout', 'archive', 'search', 'dataset', 'hypernetwork', 'autoencoder', 'diffusion', 'denoiser', 'text',
+ROOMS = ('core', 'lanes', 'policy', 'tasks', 'rollout', 'archive', 'importers', 'search', 'dataset', 'hypernetwork', 'autoencoder', 'diffusion', 'denoiser', 'text',
          'generator', 'language', 'metrics', 'compose', 'baselines')  # a module imports only from rooms to its left
 
 modules = pytest.mark.parametrize('path', MODULES, ids=lambda p: p.stem)
