@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['PAPER_ARBORESCENCE', 'TINY', 'SMOKE', 'QUICK', 'LAPTOP', 'NIGHT_STAGES', 'PPGA_BY_TASK', 'PPOSettings', 'Learner',
            'mlp', 'critic_spec', 'optimiser', 'start_learner', 'collect', 'advantages', 'update_head', 'improve_head',
-           'ppo_step', 'Stage', 'WarmStart', 'Pool', 'cell_of', 'empty_pool', 'insert', 'parent_weights', 'iso_line',
-           'try_candidates', 'Ancestor', 'load_ancestor', 'update_moments', 'save_state', 'Training', 'ancestor_of',
-           'revision', 'save_training', 'load_training', 'judge', 'has_settled', 'warm_step', 'warm_start', 'Fan',
-           'fan_pay', 'fan_round', 'XNES', 'xnes_update', 'Arborescence', 'Walker', 'jacobian', 'follow', 'branch',
-           'soft_improvement', 'SearchSettings', 'Search', 'run_search', 'correct', 'Scale', 'half_and_half',
-           'discount', 'night_scale', 'search_scale', 'on_a_card', 'spread_out']
+           'ppo_step', 'Stage', 'WarmStart', 'Pool', 'empty_row', 'cell_of', 'empty_pool', 'insert', 'parent_weights',
+           'iso_line', 'try_candidates', 'Ancestor', 'load_ancestor', 'update_moments', 'save_state', 'Training',
+           'ancestor_of', 'revision', 'save_training', 'load_training', 'judge', 'has_settled', 'warm_step',
+           'warm_start', 'Fan', 'fan_pay', 'fan_round', 'XNES', 'xnes_update', 'Arborescence', 'Walker', 'jacobian',
+           'follow', 'branch', 'soft_improvement', 'Latent', 'principal_components', 'local_trend', 'latent_step',
+           'SearchSettings', 'clock', 'adapted_shares', 'Search', 'run_search', 'next_in_line', 'correct', 'survivors',
+           'Scale', 'half_and_half', 'discount', 'night_scale', 'search_scale', 'on_a_card', 'spread_out']
 
 # %% ../nbs/14_search.ipynb #6d354255
 import subprocess, time
@@ -285,14 +286,43 @@ class WarmStart(NamedTuple):
         return self.stages[-1], min(step/self.stages[-1].steps, 1.)
 
 # %% ../nbs/14_search.ipynb #92de7d21
-class Pool(NamedTuple):
-    "Candidates sorted into the cells of a grid, up to `depth` of the best in each: an archive in the making."
-    params: np.ndarray  # (n, P) rows
-    objective: np.ndarray  # (n,) mean return of the episodes seen so far
-    measures: np.ndarray  # (n, k) mean measures of these episodes
-    length: np.ndarray  # (n,) mean episode length
-    cell: np.ndarray  # (n,) flat cell index
-    rank: np.ndarray  # (n,) 0 for the elite of its cell, 1 for the runner-up, ...
+class Pool:
+    "Candidates in the cells of a grid, up to `depth` of the best in each: an archive in the making."
+
+    def __init__(
+        self,
+        n_params: int,  # P
+        dims: tuple,  # cells along each measure
+        depth: int = 1,  # how many to keep in a cell
+    ):
+        self.dims, self.depth, self.n = tuple(dims), depth, 0
+        self.slots = np.full((int(np.prod(dims)), depth), -1)  # rows of each cell, the best first; -1 is free
+        columns = dict(params=(n_params,), objective=(), measures=(len(dims),), length=(), cell=(), rank=())
+        self.rows = {k: np.zeros((64, *shape), {'params': np.float32, 'cell': int, 'rank': int}.get(k, float))
+                     for k, shape in columns.items()}
+
+    def __getattr__(self, name):
+        "(n, ...) a column: params, objective, measures, length, cell, rank (0 for the elite, 1 for the runner-up, ...)."
+        if name in self.__dict__.get('rows', ()): return self.rows[name][:self.n]
+        raise AttributeError(f'a pool has no {name}')
+
+    def __len__(self): return self.n
+
+    @property
+    def best(self) -> np.ndarray:
+        "(cells,) objective of each cell's elite; -inf where there is none."
+        first = self.slots[:, 0]
+        return np.where(first >= 0, self.rows['objective'][first], -np.inf)
+
+# %% ../nbs/14_search.ipynb #0d27be91
+def empty_row(
+    pool: Pool,  # candidates, changed in place
+) -> int:  # number of a row that nobody uses
+    "One row more; the arrays double when they are full, so that they are seldom copied."
+    if pool.n == len(pool.rows['cell']):
+        pool.rows = {k: np.concatenate([x, np.zeros_like(x)]) for k, x in pool.rows.items()}
+    pool.n += 1
+    return pool.n - 1
 
 # %% ../nbs/14_search.ipynb #988d033a
 def cell_of(
@@ -307,44 +337,50 @@ def cell_of(
 def empty_pool(
     n_params: int,  # P
     dims: tuple,  # cells along each measure
+    depth: int = 1,  # how many to keep in a cell; above 1 also runners-up for the re-evaluation
 ) -> Pool:  # nothing yet
     "A pool without candidates."
-    return Pool(np.zeros((0, n_params), np.float32), np.zeros(0), np.zeros((0, len(dims))), np.zeros(0), np.zeros(0, int), np.zeros(0, int))
+    return Pool(n_params, dims, depth)
 
 # %% ../nbs/14_search.ipynb #72d75734
 def insert(
-    pool: Pool,  # what is there
-    dims: tuple,  # cells along each measure
+    pool: Pool,  # what is there, changed in place
     params: np.ndarray,  # (n, P) candidates
     objective: np.ndarray,  # (n,) their mean returns
     measures: np.ndarray,  # (n, k) their measures
     length: np.ndarray,  # (n,) their episode lengths
-    depth: int = 1,  # how many to keep in a cell
-) -> Pool:  # the best `depth` of every cell
-    "Keep the best of old and new in each cell (MAP-Elites); depth above 1 also keeps runners-up for the final correction."
-    new = (params, objective, measures, length, cell_of(measures, dims))
-    merged = [np.concatenate([a, b]) for a, b in zip(pool[:5], new)]
-    order = np.lexsort((-merged[1], merged[4]))  # by cell, then best first
-    cell = merged[4][order]
-    first = np.r_[True, cell[1:] != cell[:-1]] if len(cell) else np.zeros(0, bool)
-    rank = np.arange(len(cell)) - np.maximum.accumulate(np.where(first, np.arange(len(cell)), 0))
-    keep = order[rank < depth]
-    return Pool(*(x[keep] for x in merged), rank[rank < depth])
+) -> np.ndarray:  # (n,) rank that each took in its cell: 0 for an elite, `depth` for none
+    "Keep the best of old and new in each cell (MAP-Elites); a row is written once, over the one that it drives out."
+    cells, ranks = cell_of(measures, pool.dims), np.full(len(params), pool.depth)
+    for i in np.argsort(-np.asarray(objective), kind='stable'):
+        slots = pool.slots[cells[i]]  # a view
+        rank = sum(row >= 0 and pool.objective[row] >= objective[i] for row in slots)
+        if rank == pool.depth: continue
+        row = slots[-1] if slots[-1] >= 0 else empty_row(pool)
+        slots[rank + 1:] = slots[rank:-1]
+        slots[rank], ranks[i] = row, rank
+        new = dict(params=params[i], objective=objective[i], measures=measures[i], length=length[i], cell=cells[i])
+        for name, value in new.items(): pool.rows[name][row] = value
+        taken = slots[slots >= 0]
+        pool.rows['rank'][taken] = np.arange(len(taken))
+    return ranks
 
 # %% ../nbs/14_search.ipynb #583662e7
 def parent_weights(
     pool: Pool,  # candidates; only elites become parents
-    dims: tuple,  # cells along each measure
     visits: np.ndarray,  # (cells,) how often a cell has been a parent
     lasting: float,  # episode length in steps from which a policy counts as alive
     dead_weight: float = .1,  # how much less a policy that falls is worth as a parent
 ) -> np.ndarray:  # (n,) probabilities
-    "Prefer living elites, the frontier (a neighbour without a living elite), and cells that were rarely visited."
-    elite, living = pool.rank == 0, (pool.rank == 0) & (pool.length >= lasting)
-    alive = np.zeros(dims, bool)
-    alive.flat[pool.cell[living]] = True
-    padded = np.pad(alive, 1, constant_values=True)  # beyond the border there is nothing to fill
-    open_sides = sum((~np.roll(padded, s, a)[(slice(1, -1),)*len(dims)]).astype(float) for a in range(len(dims)) for s in (1, -1))
+    "Prefer living elites, the frontier (a neighbour that is empty, dead or far worse), and cells that were rarely visited."
+    dims, elite, living = pool.dims, pool.rank == 0, (pool.rank == 0) & (pool.length >= lasting)
+    value = np.full(dims, -np.inf)  # of a cell without a living elite
+    value.flat[pool.cell[living]] = pool.objective[living]
+    padded = np.pad(value, 1, constant_values=np.inf)  # beyond the border there is nothing to fill
+    beside = [np.roll(padded, side, axis)[(slice(1, -1),)*len(dims)] for axis in range(len(dims)) for side in (1, -1)]
+    much = .25*np.ptp(pool.objective[living]) + 1e-9 if living.any() else 1.
+    with np.errstate(invalid='ignore'):  # infinity minus infinity, where both are empty
+        open_sides = sum(np.where(np.isneginf(b), 1, np.clip((value - b)/much, 0, 1)) for b in beside)
     w = (1 + 2*open_sides.flat[pool.cell])/np.sqrt(1 + visits[pool.cell])*np.where(living, 1., dead_weight)*elite
     return w/w.sum()
 
@@ -370,33 +406,24 @@ def iso_line(
 def try_candidates(
     task: str,  # Brax task
     spec: PolicySpec,  # layout of the rows
-    pool: Pool,  # what is there
-    dims: tuple,  # cells along each measure
+    pool: Pool,  # what is there, changed in place
     params: np.ndarray,  # (n, P) candidates
-    obs_mean: np.ndarray,  # (obs,) normaliser
-    obs_std: np.ndarray,  # (obs,)
+    ancestor: 'Ancestor',  # its normaliser
     seed: int,  # seed of the resets
-    horizon: int,  # steps
-    episodes: int = 3,  # further episodes of those that pass the first
-    depth: int = 1,  # candidates kept in a cell
-    lanes: int = 128,  # environments at work at once
-    n_max: int = 256,  # candidates are padded to this number, so that one compilation serves all
-) -> tuple:  # the new pool, and for each candidate (n,) objective, (n, k) measures, (n,) whether it became an elite
+    settings: 'SearchSettings',  # horizon, episodes, lanes, batch
+) -> tuple:  # (n,) objective, (n, k) measures, (n,) length of each candidate, (n,) rank that it took in its cell
     "One episode for all, more for the promising, the mean decides: a lucky draw is not an elite."
-    best = np.full(int(np.prod(dims)), -np.inf)
-    best[pool.cell[pool.rank == 0]] = pool.objective[pool.rank == 0]
-    first = evaluate(task, spec, params, obs_mean, obs_std, 1, horizon, seed, lanes, n_max)
-    promising = np.flatnonzero(first.objective > best[cell_of(first.measures, dims)])
-    entered = np.zeros(len(params), bool)
-    if len(promising) == 0: return pool, (first.objective, first.measures, entered)
-    more = evaluate(task, spec, params[promising], obs_mean, obs_std, episodes, horizon, seed + 1, lanes, n_max)
-    w = 1/(1 + episodes)
-    mix = lambda a, b: w*a[promising] + (1 - w)*b
-    objective, measures, length = mix(first.objective, more.objective), mix(first.measures, more.measures), mix(first.length, more.length)
-    entered[promising] = objective > best[cell_of(measures, dims)]
-    pool = insert(pool, dims, params[promising], objective, measures, length, depth)
-    first.objective[promising], first.measures[promising] = objective, measures
-    return pool, (first.objective, first.measures, entered)
+    s = settings
+    roll = lambda rows, episodes, seed: evaluate(task, spec, rows, ancestor.obs_mean, ancestor.obs_std, episodes, s.horizon, seed, s.lanes, s.batch)
+    first = roll(params, 1, seed)
+    found = [first.objective, first.measures, first.length]
+    ranks, promising = np.full(len(params), pool.depth), np.flatnonzero(first.objective > pool.best[cell_of(first.measures, pool.dims)])
+    if len(promising):
+        more = roll(params[promising], s.episodes, seed + 1)
+        for a, b in zip(found, (more.objective, more.measures, more.length)):
+            a[promising] = (a[promising] + s.episodes*b)/(1 + s.episodes)
+        ranks[promising] = insert(pool, params[promising], *(x[promising] for x in found))
+    return *found, ranks
 
 # %% ../nbs/14_search.ipynb #837960c7
 class Ancestor(NamedTuple):
@@ -734,19 +761,100 @@ def soft_improvement(
         thresholds[cell] += (1 - (1 - alpha)**len(accepted))*(accepted.mean() - thresholds[cell])
     return gain
 
+# %% ../nbs/14_search.ipynb #f31b6ad8
+class Latent(NamedTuple):
+    "Settings of latent emitters."
+    d: int = 32  # principal components
+    neighbours: int = 64  # elites behind each regression
+    refit: float = 120.  # seconds after which the components are fitted again
+    step: tuple = (.5, 4.)  # range of the step in measures, cells
+    climb: float = .5  # step in objective, in standard deviations of the neighbours': its largest value
+    noise: tuple = (.1, 1.)  # range of the strength of a neighbour's residual
+
+# %% ../nbs/14_search.ipynb #0b94ce57
+def principal_components(
+    rows: np.ndarray,  # (n, P) policies
+    d: int,  # how many
+    rng: np.random.Generator,  # randomness of the sketch
+) -> tuple:  # (P,) mean, (P, d) orthonormal directions of the largest variance
+    "Randomised subspace iteration (Halko et al. 2011): no matrix larger than the rows is formed."
+    mean = rows.mean(0)
+    sketch = rng.standard_normal((rows.shape[1], d + 8)).astype(np.float32)
+    for _ in range(4):
+        seen = rows @ sketch - mean @ sketch
+        sketch = np.linalg.qr(rows.T @ seen - np.outer(mean, seen.sum(0)))[0]
+    _, _, V = np.linalg.svd(rows @ sketch - mean @ sketch, full_matrices=False)
+    return mean, (sketch @ V.T)[:, :d]
+
+# %% ../nbs/14_search.ipynb #6e08f4b3
+def local_trend(
+    z: np.ndarray,  # (n, d) latents
+    y: np.ndarray,  # (n, q) behaviour, in units of which one is a small step
+    at: np.ndarray,  # (m,) rows around which to look
+    neighbours: int,  # how many rows nearest in behaviour
+) -> tuple:  # (m, q, d) slopes of the latents, (m, neighbours, d) residuals
+    "How latents change with behaviour around some of the rows (ridge regression)."
+    k = y.shape[1] - 1  # all but the last, the objective, say who is near
+    distance = (y[at, :k]**2).sum(1)[:, None] + (y[:, :k]**2).sum(1) - 2*y[at, :k] @ y[:, :k].T
+    near = np.argpartition(distance, neighbours - 1, 1)[:, :neighbours]
+    Y, Z = y[near] - y[at, None], z[near] - z[at, None]
+    slopes = np.linalg.solve(Y.transpose(0, 2, 1) @ Y + np.eye(k + 1), Y.transpose(0, 2, 1) @ Z)
+    return slopes, Z - Y @ slopes
+
+# %% ../nbs/14_search.ipynb #57ab20ec
+def latent_step(
+    pool: Pool,  # candidates
+    basis: tuple,  # (P,) mean, (P, d) principal components
+    p: np.ndarray,  # (n,) probability of each to be a parent
+    n: int,  # number of children
+    rng: np.random.Generator,  # randomness
+    settings: Latent,  # sizes of the steps
+) -> tuple:  # (n, P) children, (n,) index of the parents
+    "From each parent a step that should move it by so many cells and up, and part of a neighbour's residual."
+    mean, V = basis
+    elites = np.flatnonzero(pool.rank == 0)
+    z = (pool.params @ V - mean @ V)[elites]
+    y = np.c_[pool.measures[elites]*pool.dims, pool.objective[elites]/(pool.objective[elites].std() + 1e-9)]
+    at = rng.choice(len(elites), n, p=p[elites])
+    slopes, left = local_trend(z, y, at, settings.neighbours)
+    scale = lambda lo_hi: np.exp(rng.uniform(*np.log(lo_hi), (n, 1)))
+    goal = rng.standard_normal((n, y.shape[1]))*scale(settings.step)
+    goal[:, -1] = rng.uniform(0, settings.climb, n)
+    step = np.einsum('nq,nqd->nd', goal, slopes) + scale(settings.noise)*left[np.arange(n), rng.integers(settings.neighbours, size=n)]
+    return (pool.params[elites[at]] + step @ V.T).astype(np.float32), elites[at]
+
 # %% ../nbs/14_search.ipynb #1c206a2f
 class SearchSettings(NamedTuple):
     "A whole search: its mix of operators and the sizes of everything."
     operators: tuple = (('fan', .3), ('iso_line', .7))  # names and shares of the time
     batch: int = 256  # candidates tried at once
     episodes: int = 3  # further episodes of the promising
-    depth: int = 3  # candidates kept in a cell for the final correction
+    depth: int = 3  # candidates kept in a cell for the re-evaluation
     horizon: int = 1000  # steps; the same as in the reports
     lanes: int = 128  # environments at work at once
     fan: Fan = Fan()  # policy-gradient fans
     ppga: Arborescence = Arborescence()  # gradient arborescence
     iso: tuple = (.003, .03)  # range of the isotropic scale
     line: tuple = (.05, .5)  # range of the scale along the line
+    latent: Latent = Latent()  # latent emitters
+    adapt: float = 0.  # smallest share of an operator if shares follow the yield; 0 for fixed shares
+
+# %% ../nbs/14_search.ipynb #18f06bd4
+def clock() -> float:  # seconds
+    "Seconds of the processor, so that others at work on it do not count; of the wall where a graphics card computes."
+    return time.process_time() if jax.default_backend() == 'cpu' else time.time()
+
+# %% ../nbs/14_search.ipynb #a41c9e73
+def adapted_shares(
+    gains: np.ndarray,  # (operators,) QD-score that each brought lately
+    seconds: np.ndarray,  # (operators,) time that it took for it
+    shares: np.ndarray,  # (operators,) shares at the start, adding up to 1
+    floor: float,  # smallest share; 0 keeps the shares
+) -> np.ndarray:  # (operators,) shares, adding up to 1
+    "Shares in proportion to yield above a floor; as at the start until every operator has been tried."
+    if not floor or (seconds == 0).any() or gains.sum() <= 0: return shares
+    rate = np.maximum(gains, 0)/seconds
+    return floor + (1 - floor*len(rate))*rate/rate.sum()
 
 # %% ../nbs/14_search.ipynb #cfd0714d
 class Search:
@@ -762,22 +870,34 @@ class Search:
         seed: int,  # random seed
     ):
         self.task, self.spec, self.ancestor, self.settings, self.dims = task, spec, ancestor, settings, tuple(dims)
-        self.seed, self.rng, self.pool = seed, np.random.default_rng(seed), empty_pool(spec.n_params, dims)
+        self.seed, self.rng, self.pool = seed, np.random.default_rng(seed), empty_pool(spec.n_params, dims, settings.depth)
         self.lasting = .8*settings.horizon  # as in the archive's `alive`
         cells = int(np.prod(dims))
         self.visits, self.thresholds = np.zeros(cells), np.full(cells, settings.ppga.threshold)
-        self.seconds = np.zeros(len(settings.operators))
+        self.names = [name for name, _ in settings.operators]
+        self.spent = dict.fromkeys(self.names, 0.)  # seconds of each operator
+        self.credit, self.gains, self.recent = np.zeros((3, len(self.names)))
         self.iteration = self.evaluated = 0
+        self.basis, self.fitted, self.known, self.revisions = None, 0., set(), [revision()]
         self.restart_walker(ancestor.params)
+
+    @property
+    def seconds(self) -> float:
+        "What was spent in all."
+        return sum(self.spent.values())
 
     def restart_walker(self, params):
         "Let PPGA start again from these weights with a fresh distribution."
         d = 1 + len(self.dims)
         self.walker = Walker(np.asarray(params), self.ancestor.critic, XNES(np.zeros(d), self.settings.ppga.sigma*np.eye(d)))
 
+    def weights(self):
+        "(n,) probability of each candidate to be a parent."
+        return parent_weights(self.pool, self.visits, self.lasting)
+
     def parents(self, n, alive=False):
         "Choose n parents: the frontier and the rarely visited first; only the living if asked for and there are any."
-        p = parent_weights(self.pool, self.dims, self.visits, self.lasting)
+        p = self.weights()
         living = p*(self.pool.length >= self.lasting)
         if alive and living.any(): p = living/living.sum()
         chosen = self.rng.choice(len(p), n, p=p)
@@ -785,35 +905,43 @@ class Search:
         return self.pool.params[chosen]
 
     def try_all(self, params):
-        "Evaluate candidates in batches of one shape and insert them; (n,) objective, measures and whether each entered."
-        s, results = self.settings, []
-        for i in range(0, len(params), s.batch):
-            self.pool, found = try_candidates(self.task, self.spec, self.pool, self.dims, params[i:i + s.batch], self.ancestor.obs_mean,
-                                              self.ancestor.obs_std, int(self.rng.integers(2**31)), s.horizon, s.episodes, s.depth, s.lanes, s.batch)
-            results.append(found)
+        "Evaluate candidates in batches of one shape and insert them; (n,) objective, measures, length and rank in the cell."
+        size = self.settings.batch
+        results = [try_candidates(self.task, self.spec, self.pool, params[i:i + size], self.ancestor, int(self.rng.integers(2**31)), self.settings)
+                   for i in range(0, len(params), size)]
         self.evaluated += len(params)
         return [np.concatenate(x) for x in zip(*results)]
 
     def iso_line(self):
         "One batch of iso+line children."
-        p = parent_weights(self.pool, self.dims, self.visits, self.lasting)
-        children, chosen = iso_line(self.pool, p, self.settings.batch, self.rng, self.settings.iso, self.settings.line)
+        children, chosen = iso_line(self.pool, self.weights(), self.settings.batch, self.rng, self.settings.iso, self.settings.line)
+        np.add.at(self.visits, self.pool.cell[chosen], 1)
+        return self.try_all(children)
+
+    def latent(self):
+        "One batch of steps in the space of the elites' principal components; variation while there are too few of them."
+        s, elite = self.settings.latent, self.pool.rank == 0
+        if elite.sum() < 2*s.neighbours: return self.iso_line()
+        if self.basis is None or self.seconds - self.fitted > s.refit:
+            self.basis, self.fitted = principal_components(self.pool.params[elite], s.d, self.rng), self.seconds
+        children, chosen = latent_step(self.pool, self.basis, self.weights(), self.settings.batch, self.rng, s)
         np.add.at(self.visits, self.pool.cell[chosen], 1)
         return self.try_all(children)
 
     def fan(self):
-        "One round of fans from living frontier elites, and some polishing of the best."
-        parents, polish = self.parents(self.settings.fan.heads, alive=True), self.settings.fan.polish
-        parents[:polish] = self.pool.params[np.resize(np.argsort(-self.pool.objective)[:polish], polish)]
-        return self.try_all(fan_round(self.task, self.spec, self.settings.fan, parents, self.ancestor, self.rng))
+        "One round of fans from living frontier elites, and some polishing of candidates among the best tenth."
+        s = self.settings.fan
+        parents, best = self.parents(s.heads, alive=True), np.argsort(-self.pool.objective)[:max(s.polish, len(self.pool)//10)]
+        parents[:s.polish] = self.pool.params[self.rng.choice(best, s.polish, replace=len(best) < s.polish)]
+        return self.try_all(fan_round(self.task, self.spec, s, parents, self.ancestor, self.rng))
 
     def ppga(self):
         "One iteration of PPGA: Jacobian, branches, soft archive, xNES, walk, and a restart when nothing was accepted."
         s, walker = self.settings.ppga, self.walker
         rows = jacobian(self.task, self.spec, s, walker, self.ancestor, self.rng)
         children, draws = branch(walker, rows, s.branches, self.rng)
-        objective, measures, entered = self.try_all(children)
-        gain = soft_improvement(self.thresholds, cell_of(measures, self.dims), objective, s.alpha)
+        found = self.try_all(children)
+        gain = soft_improvement(self.thresholds, cell_of(found[1], self.dims), found[0], s.alpha)
         if not (gain > 0).any():
             self.restart_walker(self.parents(1)[0])
         else:
@@ -821,32 +949,55 @@ class Search:
             pay = np.r_[dist.mean[0], s.alive_bonus, dist.mean[1:]].astype(np.float32)[None]
             params = follow(self.task, self.spec, s, walker.params[None], pay, s.walk_updates, walker, self.ancestor, self.rng)[0]
             self.walker = walker._replace(params=params, dist=dist)
-        return objective, measures, entered
+        return found
+
+    def qd_score(self) -> float:
+        "QD-score of the elites by their noisy values."
+        elite = self.pool.rank == 0
+        return float((self.pool.objective - get_task(self.task).reward_offset*self.pool.length)[elite].sum())
+
+    def pay_credit(self, i, seconds, gain):
+        "Book what an operator took and brought; its first call in a process compiles and says nothing of its yield."
+        start = np.array([share for _, share in self.settings.operators])
+        self.spent[self.names[i]] += seconds
+        self.credit += seconds*adapted_shares(self.gains, self.recent, start/start.sum(), self.settings.adapt)
+        self.credit[i] -= seconds
+        if self.names[i] in self.known:
+            self.gains[i], self.recent[i] = .8*self.gains[i] + gain, .8*self.recent[i] + seconds
+        self.known.add(self.names[i])
 
     def step(self) -> dict:
-        "Let the operator act that has had the least of its share of the time; returns a line for the log."
-        start = time.time()
-        if len(self.pool.cell) == 0:
+        "Let the operator act that has the most credit; returns a line for the log."
+        start, before = clock(), self.qd_score()
+        if len(self.pool) == 0:
             name, i = 'ancestor', 0
-            _, _, entered = self.try_all(np.concatenate([self.ancestor.params[None], self.ancestor.snapshots]))
+            ranks = self.try_all(np.concatenate([self.ancestor.params[None], self.ancestor.snapshots]))[-1]
         else:
-            i = int(np.argmin(self.seconds/np.array([share for _, share in self.settings.operators])))
-            name = self.settings.operators[i][0]
-            _, _, entered = getattr(self, name)()
-        self.seconds[i] += time.time() - start
+            i = int(np.argmax(self.credit))
+            name = self.names[i]
+            ranks = getattr(self, name)()[-1]
+        self.pay_credit(i, clock() - start, self.qd_score() - before)
         self.iteration += 1
+        return {'iteration': self.iteration, 'operator': name, 'seconds': self.seconds, 'evaluated': self.evaluated,
+                'entered': int((ranks == 0).sum()), 'tried': len(ranks), **self.standing()}
+
+    def standing(self) -> dict:
+        "Where the search stands, by its noisy values."
         elite = self.pool.rank == 0
         living = elite & (self.pool.length >= self.lasting)
-        return {'iteration': self.iteration, 'operator': name, 'seconds': self.seconds.sum(), 'evaluated': self.evaluated, 'entered': int(entered.sum()),
-                'tried': len(entered), 'coverage': elite.sum()/len(self.visits), 'alive_coverage': living.sum()/len(self.visits), 'best': self.pool.objective.max()}
+        return {'coverage': elite.sum()/len(self.visits), 'alive_coverage': living.sum()/len(self.visits), 'best': self.pool.objective.max(),
+                'median': float(np.median(self.pool.objective[elite])), 'qd_score': self.qd_score()}
 
     def save(self, path):
-        "Write a checkpoint, atomically."
-        tensors = {**{f'pool.{k}': v for k, v in self.pool._asdict().items()}, **{f'ancestor.{k}': v for k, v in self.ancestor._asdict().items()},
-                   'visits': self.visits, 'thresholds': self.thresholds, 'seconds': self.seconds, 'walker': self.walker.params,
-                   'xnes.mean': self.walker.dist.mean, 'xnes.A': self.walker.dist.A}
+        "Write a checkpoint, atomically; candidates in half precision."
+        rows = {f'pool.{k}': getattr(self.pool, k) for k in self.pool.rows}
+        rows['pool.params'] = to_half(rows['pool.params']).astype(np.float16)
+        tensors = {**rows, **{f'ancestor.{k}': v for k, v in self.ancestor._asdict().items()}, 'visits': self.visits, 'thresholds': self.thresholds,
+                   'walker': self.walker.params, 'xnes.mean': self.walker.dist.mean, 'xnes.A': self.walker.dist.A,
+                   'credit': self.credit, 'gains': self.gains, 'recent': self.recent}
         save_tensors(path, tensors, {'kind': 'search', 'task': self.task, 'dims': self.dims, 'seed': self.seed, 'iteration': self.iteration,
-                                     'evaluated': self.evaluated, 'spec': self.spec.to_dict(), 'rng': self.rng.bit_generator.state})
+                                     'evaluated': self.evaluated, 'spec': self.spec.to_dict(), 'rng': self.rng.bit_generator.state,
+                                     'spent': self.spent, 'names': self.names, 'revisions': self.revisions})
 
     def load(self, path):
         "Go on from a checkpoint of the same task and grid."
@@ -854,10 +1005,15 @@ class Search:
         if meta['task'] != self.task: raise ValueError(f"{path} is a search on {meta['task']}: expected {self.task}")
         if tuple(meta['dims']) != self.dims: raise ValueError(f"{path} has a grid of {meta['dims']}: expected {self.dims}")
         part = lambda name: {k.split('.')[1]: v for k, v in t.items() if k.startswith(name + '.')}
-        self.pool, self.ancestor = Pool(**part('pool')), Ancestor(**part('ancestor'))
-        self.visits, self.thresholds, self.seconds = t['visits'].copy(), t['thresholds'].copy(), np.resize(t['seconds'], len(self.settings.operators))
+        columns, self.ancestor = part('pool'), Ancestor(**part('ancestor'))
+        self.pool = empty_pool(self.spec.n_params, self.dims, self.settings.depth)
+        insert(self.pool, *(columns[k] for k in ('params', 'objective', 'measures', 'length')))
+        self.visits, self.thresholds = t['visits'].copy(), t['thresholds'].copy()
         self.walker = Walker(t['walker'], self.ancestor.critic, XNES(t['xnes.mean'], t['xnes.A']))
+        self.spent |= meta.get('spent', {'before': float(t['seconds'].sum()) if 'seconds' in t else 0.})
+        if meta.get('names') == self.names: self.credit, self.gains, self.recent = (t[k].copy() for k in ('credit', 'gains', 'recent'))
         self.iteration, self.evaluated = meta['iteration'], meta['evaluated']
+        self.revisions = list(dict.fromkeys([*meta.get('revisions', []), *self.revisions]))
         self.rng.bit_generator.state = meta['rng']
 
 # %% ../nbs/14_search.ipynb #ebc7ba39
@@ -867,38 +1023,75 @@ def run_search(
     path: Path = None,  # checkpoint, written about every minute
     iterations: float = np.inf,  # batches in all, if they are to be counted rather than timed
 ):  # yields a log line after every batch
-    "Search until the time or the number of batches is up; at most about a minute is lost when it is killed."
-    saved = time.time()
-    while search.seconds.sum() < 60*minutes and search.iteration < iterations:
+    "Search until the time or the number of batches is up; a kill loses about a minute, and writing takes 2 % of the time at most."
+    saved, pause = time.time(), 60
+    while search.seconds < 60*minutes and search.iteration < iterations:
         log = search.step()
-        if path and time.time() - saved > 60:
+        if path and time.time() - saved > pause:
+            start = time.time()
             search.save(path)
-            saved = time.time()
+            saved, pause = time.time(), max(60, 50*(time.time() - start))
         yield log
     if path: search.save(path)
+
+# %% ../nbs/14_search.ipynb #b8d13f05
+def next_in_line(
+    pool: Pool,  # candidates, several a cell
+    done: np.ndarray,  # (n,) which have been re-evaluated
+    objective: np.ndarray,  # (n,) their fresh objectives
+    measures: np.ndarray,  # (n, k) and measures
+) -> np.ndarray:  # (m,) rows that may still become elites, elites before runners-up
+    "In each cell the best candidate that promises more than the best re-evaluated one there."
+    best = np.full(len(pool.slots), -np.inf)
+    np.maximum.at(best, cell_of(measures[done], pool.dims), objective[done])
+    hopeful = np.flatnonzero(~done & (pool.objective > best[pool.cell]))
+    hopeful = hopeful[np.lexsort((pool.cell[hopeful], pool.rank[hopeful]))]
+    _, first = np.unique(pool.cell[hopeful], return_index=True)
+    return hopeful[np.sort(first)]
 
 # %% ../nbs/14_search.ipynb #8f76afb9
 def correct(
     task: str,  # Brax task
     spec: PolicySpec,  # layout of the rows
     pool: Pool,  # candidates, several a cell
-    dims: tuple,  # cells along each measure
+    params: np.ndarray,  # (n, P) their rows as the file will hold them
     ancestor: Ancestor,  # normaliser
     seed: int,  # seed of the resets
     horizon: int = 1000,  # steps
     episodes: int = 10,  # fresh episodes
     lanes: int = 128,  # environments at work at once
     batch: int = 256,  # candidates evaluated at once
-) -> tuple:  # (n,) index of the survivors in the pool, and an evaluation's fields of these
-    "Re-evaluate and purge: rebuild the grid from fresh episodes; runners-up step in where a lucky elite moves away."
-    params = to_half(pool.params)  # the file keeps half precision, so half precision is what must be measured
-    parts = [evaluate(task, spec, params[i:i + batch], ancestor.obs_mean, ancestor.obs_std, episodes, horizon, seed + i, lanes, n_max=batch)
-             for i in range(0, len(params), batch)]
-    e = {k: np.concatenate([getattr(p, k) for p in parts]) for k in vars(parts[0])}
-    cell = cell_of(e['measures'], dims)
-    order = np.lexsort((-e['objective'], cell))
-    keep = order[np.r_[True, np.diff(cell[order]) > 0]]
-    return keep, {k: v[keep] for k, v in e.items()}
+    path: Path = None,  # checkpoint to go on from and to keep up to date; none if None
+):  # yields (number re-evaluated, an upper bound of how many will be, `found`) after every batch
+    "Re-evaluate elites, then the runners-up that could step in; `found` holds what `survivors` reads."
+    n, k, saved = len(pool), len(pool.dims), time.time()
+    found = {'done': np.zeros(n, bool), 'objective': np.zeros(n), 'measures': np.zeros((n, k)), 'length': np.zeros(n),
+             'objective_sd': np.zeros(n), 'measures_sd': np.zeros((n, k))}
+    if path and Path(path).exists():
+        old, _ = load_tensors(path, 're-evaluation')
+        if len(old['done']) == n: found = {name: x.copy() for name, x in old.items()}
+    while len(rows := next_in_line(pool, found['done'], found['objective'], found['measures'])):
+        rows = rows[:batch]
+        e = evaluate(task, spec, params[rows], ancestor.obs_mean, ancestor.obs_std, episodes, horizon, seed + int(found['done'].sum()), lanes, batch)
+        for name, x in vars(e).items(): found[name][rows] = x
+        found['done'][rows] = True
+        if path and time.time() - saved > 60:
+            save_tensors(path, found, {'kind': 're-evaluation', 'task': task, 'episodes': episodes})
+            saved = time.time()
+        yield int(found['done'].sum()), n, found
+    if path: save_tensors(path, found, {'kind': 're-evaluation', 'task': task, 'episodes': episodes})
+
+# %% ../nbs/14_search.ipynb #e6a90b27
+def survivors(
+    found: dict,  # of each candidate: done, objective, measures, length and standard deviations
+    dims: tuple,  # cells along each measure
+) -> tuple:  # (n,) rows of the survivors, their fields
+    "The best re-evaluated candidate of every cell."
+    rows = np.flatnonzero(found['done'])
+    cell = cell_of(found['measures'][rows], dims)
+    order = np.lexsort((-found['objective'][rows], cell))
+    keep = rows[order[np.r_[True, np.diff(cell[order]) > 0]]]
+    return keep, {name: x[keep] for name, x in found.items() if name != 'done'}
 
 # %% ../nbs/14_search.ipynb #d3303b80
 class Scale(NamedTuple):
