@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 figures_goal = all
-.PHONY: help install figures paper-full baselines ablations steering test in-step notebooks units
+.PHONY: help install figures archive paper-full baselines ablations steering test in-step notebooks units
 
 TASKS ?= walker2d
 SCALE ?= laptop
@@ -17,7 +17,8 @@ export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/artifacts/jax_cache
 export JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS := 5
 
 help:
-	@echo 'make figures   train, generate, roll out, draw: TASKS="walker2d ..." SCALE=laptop|smoke|paper CORES=2'
+	@echo 'make figures   train, generate, roll out, draw: TASKS="walker2d ..." SCALE=laptop|smoke|night|paper CORES=2'
+	@echo 'make archive   search an archive from nothing: SCALE=night (the paper'"'"'s grid, 8 hours on two cores), SCALE=paper (graphics cards)'
 	@echo 'make paper-full  the same models at the size of the paper, trained as long: an hour and a half more for a row of the tables'
 	@echo 'make baselines what simpler methods do with as many numbers: an hour more for their rows of the tables'
 	@echo 'make steering  teach words, and count how many prompts are obeyed; sequences with a second seed: a quarter of an hour more'
@@ -44,7 +45,8 @@ paper-full: figures_goal = paper_full
 baselines: figures_goal = with_baselines
 ablations: figures_goal = with_ablations
 steering: figures_goal = with_steering
-paper-full baselines ablations steering: figures
+archive: figures_goal = $(TASKS:%=artifacts/$(SCALE)/%/archive.safetensors)
+paper-full baselines ablations steering archive: figures
 
 test: in-step notebooks units
 
