@@ -584,6 +584,7 @@ def warm_start(
     ppo: PPOSettings,  # sizes of an update
     seed: int,  # random seed
     path: Path = None,  # checkpoint to go on from and to keep up to date; none if None
+    minutes: float = np.inf,  # of the processor at most, counting what was spent before a restart
 ):  # yields (steps so far, log, Ancestor) after every update
     "Train the common ancestor with PPO, stage by stage."
     key, per_update = jax.random.key(seed), ppo.envs*ppo.unroll
@@ -594,9 +595,10 @@ def warm_start(
         now, meta = load_training(path, now)
         revisions = meta.get('revisions', [])
     meta = {'task': task, 'seed': seed, 'revisions': list(dict.fromkeys([*revisions, revision()]))}
-    while now.steps < settings.steps and not has_settled(now.curve, settings):
+    over = lambda: now.steps >= settings.steps or now.seconds >= 60*minutes or has_settled(now.curve, settings)
+    while not over():
         now, log = warm_step(task, spec, settings, ppo, now)
-        if path and (time.time() - saved > 60 or now.steps >= settings.steps or has_settled(now.curve, settings)):
+        if path and (time.time() - saved > 60 or over()):
             save_training(path, now, meta)
             saved = time.time()
         yield now.steps, jax.tree.map(np.asarray, log), ancestor_of(now)
@@ -891,6 +893,15 @@ class Search:
         d = 1 + len(self.dims)
         self.walker = Walker(np.asarray(params), self.ancestor.critic, XNES(np.zeros(d), self.settings.ppga.sigma*np.eye(d)))
 
+    def welcome(self, ancestor):
+        "Take up an ancestor that has learned on since the search began: its new snapshots are candidates."
+        known = {row.tobytes() for row in self.ancestor.snapshots}
+        fresh = [row for row in ancestor.snapshots if row.tobytes() not in known]
+        if not np.allclose(ancestor.obs_mean, self.ancestor.obs_mean) or not np.allclose(ancestor.obs_std, self.ancestor.obs_std):
+            raise ValueError(f'the ancestor of {self.task} has another normaliser than the search: expected the one that it began with')
+        self.ancestor = ancestor
+        if fresh: self.try_all(np.stack(fresh))
+
     def weights(self):
         "(n,) probability of each candidate to be a parent."
         return parent_weights(self.pool, self.visits, self.lasting)
@@ -1161,7 +1172,8 @@ def night_scale(
     laptop = LAPTOP.get(task, LAPTOP['walker2d'])
     warm = WarmStart(stages, 8_000_000, snapshots=total//2_000_000, judged=16)
     ppo = laptop.ppo._replace(minibatches=16, entropy_weight=1e-3, min_log_std=-1.4)
-    return Scale(warm, ppo, laptop.search._replace(batch=512, depth=2), 5*60.)
+    operators = (('fan', .3), ('iso_line', .35), ('latent', .35))
+    return Scale(warm, ppo, laptop.search._replace(operators=operators, adapt=.1, batch=512, depth=2), 5*60.)
 
 # %% ../nbs/14_search.ipynb #35e50226
 PPGA_BY_TASK = {  # task: starting scale of the coefficients, learning rate and start of the thresholds, learning rate of PPO, target KL
