@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ARCHIVE_VERSION', 'ROWS', 'TENSORS', 'ALIVE', 'empty_grid', 'check_archive', 'to_half', 'from_bytes', 'byte_codes',
-           'to_bytes', 'packed', 'Archive', 'made_up_archive', 'coverage', 'alive', 'alive_coverage', 'qd_score', 'cdf',
-           'project', 'plot_heatmap']
+           'to_bytes', 'packed', 'unpacked', 'Archive', 'made_up_archive', 'coverage', 'alive', 'alive_coverage',
+           'qd_score', 'cdf', 'project', 'plot_heatmap']
 
 # %% ../nbs/13_archive.ipynb #6f93ce95
 from dataclasses import dataclass, field, fields, replace
@@ -96,7 +96,7 @@ def to_bytes(
     return from_bytes(byte_codes(params, limits), limits), limits
 
 # %% ../nbs/13_archive.ipynb #ed543ea2
-ARCHIVE_VERSION = 2  # of the file format; 1 had no weights as bytes
+ARCHIVE_VERSION = 2  # of the file format; 1 has weights in half precision, 2 as bytes and their limits
 ROWS = ('params', 'objective', 'measures', 'length', 'objective_sd', 'measures_sd')  # one entry a policy
 TENSORS = (*ROWS, 'obs_mean', 'obs_std')
 
@@ -110,6 +110,17 @@ def packed(
     codes = byte_codes(params, limits)
     _expect((from_bytes(codes, limits) == params).all(), "params holds weights that bytes between limits cannot say: expected rows rounded by to_bytes")
     return {'params': codes, 'limits': np.asarray(limits, np.float32)}
+
+# %% ../nbs/13_archive.ipynb #7ad5c3e1
+def unpacked(
+    tensors: dict,  # of a file of version 2
+    path: Path,  # where it lies, for the message
+) -> np.ndarray:  # (n, P) float32 weights
+    "The weights of a file of bytes."
+    codes, limits = tensors['params'], tensors['limits']
+    _expect(codes.dtype == np.uint8 and limits.shape == (2, *codes.shape[1:]) and (limits[0] <= limits[1]).all(),
+            f"{path} has params {codes.dtype}{codes.shape} and limits {limits.shape}: expected bytes, and a lowest and a highest value of each column")
+    return from_bytes(codes, limits)
 
 # %% ../nbs/13_archive.ipynb #c83d2542
 @dataclass(eq=False)
@@ -168,7 +179,7 @@ class Archive:
         "Write one safetensors file atomically: weights as bytes or in half precision, the rest in single precision."
         tensors = {name: getattr(self, name) for name in TENSORS} | packed(self.params, self.limits)
         header = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in (*TENSORS, 'limits')}
-        return save_tensors(path, tensors, header | dict(kind='archive', format_version=ARCHIVE_VERSION, spec=self.spec.to_dict()))
+        return save_tensors(path, tensors, header | dict(kind='archive', format_version=1 if self.limits is None else ARCHIVE_VERSION, spec=self.spec.to_dict()))
 
     @classmethod
     def load(cls, path: Path, task: str = None) -> 'Archive':
@@ -177,9 +188,9 @@ class Archive:
         version = header.pop('format_version', None)
         _expect(version in (1, 2), f"{path} has format version {version}: expected 1 or 2")
         _expect(task in (None, header.get('task')), f"{path} is an archive of {header.get('task')!r}: expected {task!r}")
-        lacking = [name for name in (*TENSORS, 'task', 'spec', 'dims') if name not in tensors | header]
+        lacking = [name for name in (*TENSORS, 'task', 'spec', 'dims', *('limits',)*(version == 2)) if name not in tensors | header]
         _expect(not lacking, f"{path} lacks {', '.join(lacking)}: expected an archive with all of its parts")
-        if 'limits' in tensors: tensors['params'] = from_bytes(tensors['params'], tensors['limits'])
+        if version == 2: tensors['params'] = unpacked(tensors, path)
         del header['kind']
         try: return cls(**header | tensors | {'spec': PolicySpec.from_dict(header['spec'])})
         except (ValueError, KeyError, TypeError) as e: raise ValueError(f"{path} is not a sound archive: {e}") from e

@@ -271,7 +271,7 @@ class WarmStart(NamedTuple):
     snapshots: int = 10  # policies kept along the way
     judged: int = 0  # episodes that judge each snapshot, for the learning curve; 0 for no curve
     patience: int = 20_000_000  # the last stage ends when so many further steps ...
-    gain: float = .01  # ... make the best return greater by less than this share
+    gain: float = .01  # ... make the return greater by less than this share
 
     @property
     def steps(self) -> int:
@@ -546,11 +546,13 @@ def has_settled(
     curve: list,  # of each snapshot: steps, mean return, ...
     settings: WarmStart,  # patience, gain, and where the last stage begins
 ) -> bool:  # whether it is time to stop
-    "Whether the last steps of the last stage have gained too little to go on."
-    late = np.array([row[:2] for row in curve if row[0] > settings.steps - settings.stages[-1].steps])
-    early = late[late[:, 0] <= late[-1, 0] - settings.patience] if len(late) else late
-    if not len(early): return False
-    return late[:, 1].max() - early[:, 1].max() < settings.gain*abs(early[:, 1].max())
+    "Whether the last steps gained too little to go on; means over half as many steps, since snapshots scatter."
+    steps, value = np.array([row[:2] for row in curve if row[0] > settings.steps - settings.stages[-1].steps]).reshape(-1, 2).T
+    if not len(steps): return False
+    ago = steps[-1] - steps
+    now, before = value[ago < settings.patience/2], value[(ago >= settings.patience) & (ago < 1.5*settings.patience)]
+    if not len(before) or steps[0] > steps[-1] - 1.4*settings.patience: return False
+    return now.mean() - before.mean() < settings.gain*abs(before.mean())
 
 # %% ../nbs/14_search.ipynb #a86f20d9
 def warm_step(
@@ -1156,7 +1158,7 @@ def discount(
 # %% ../nbs/14_search.ipynb #8a35e7cd
 NIGHT_STAGES = {  # task: of each stage million steps, horizon (s), learning rate at its start and end, pay for living
     'hopper': ((8, 1.6, 4e-4, 4e-4, 2.5), (80, 1.6, 4e-4, 1e-4, 1.)),
-    'walker2d': ((11, .8, 7e-4, 7e-4, 0.), (6, 2.66, 5e-4, 4e-4, 1.), (80, 1.6, 4e-4, 1e-4, .5)),
+    'walker2d': ((11, .8, 7e-4, 7e-4, 0.), (6, 2.66, 5e-4, 4e-4, 1.), (40, 1.6, 4e-4, 5e-5, .5)),
     'halfcheetah': ((100, 1.6, 4e-4, 1e-4, 0.),),
     'ant': ((100, 1.6, 5e-4, 1e-4, 0.),),
     'humanoid': ((12, .5, 4e-4, 3e-4, 0.), (80, 1., 3e-4, 1e-4, 0.))}

@@ -274,15 +274,15 @@ def test_a_killed_warm_start_goes_on(tmp_path):
 
 def test_the_ancestor_is_the_best_judged_snapshot_and_a_plateau_ends_the_training(tmp_path):
     spec, path = get_task('walker2d').spec(), tmp_path/'warm.safetensors'
-    judged = SMOKE.warm._replace(snapshots=4, judged=2, freeze_steps=32, patience=32, gain=10.)
+    stages = SMOKE.warm.stages[:1] + (Stage(320, .99, 1e-3, 1e-3),)
+    judged = SMOKE.warm._replace(stages=stages, snapshots=12, judged=2, freeze_steps=32, patience=32, gain=10.)
     steps = [steps for steps, _, _ in warm_start('walker2d', spec, judged, SMOKE.ppo, 1, path)]
-    assert steps == [32, 64, 96, 128]  # the last stage begins at 64 and has gained less than tenfold 32 steps after its first snapshot
+    assert steps == [32, 64, 96, 128, 160]  # 48 steps, the two windows, after its first snapshot the last stage has gained less than tenfold
     t, meta = load_tensors(path, 'warm start')
-    assert t['curve'][:, 0].tolist() == [32, 64, 96, 128] and meta['revisions']
+    assert t['curve'][:, 0].tolist() == steps and meta['revisions']
     best = load_ancestor(path)
     assert (best.params == best.snapshots[t['curve'][:, 1].argmax()]).all()
-    longer = judged._replace(stages=judged.stages[:1] + (Stage(640, .99, 1e-3, 1e-3),))
-    assert not list(warm_start('walker2d', spec, longer, SMOKE.ppo, 1, path))  # settled
+    assert not list(warm_start('walker2d', spec, judged, SMOKE.ppo, 1, path))  # settled
 
 
 def test_stages_follow_one_another():
