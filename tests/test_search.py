@@ -256,6 +256,7 @@ def test_a_killed_search_goes_on_and_finishes(ancestor, tmp_path):
     by_rank = lambda pool, name: getattr(pool, name)[np.lexsort((pool.rank, pool.cell))]
     for name in ('objective', 'measures', 'length', 'cell', 'rank'): assert (by_rank(killed.pool, name) == by_rank(resumed.pool, name)).all()
     assert (by_rank(resumed.pool, 'params') == to_half(by_rank(killed.pool, 'params'))).all() and resumed.iteration == 3
+    assert resumed.history == killed.history and len(killed.history) == 3
     more = list(run_search(resumed, resumed.seconds/60 + .01, tmp_path/'search.safetensors'))
     assert more[0]['iteration'] == 4 and more[-1]['coverage'] >= lines[-1]['coverage']
     assert load_tensors(tmp_path/'search.safetensors', 'search')[1]['iteration'] == more[-1]['iteration']
