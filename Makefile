@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 figures_goal = all
-GOALS = help install figures paper-full baselines ablations steering minutes test in-step notebooks units
+GOALS = help install figures archive paper-full baselines ablations steering minutes test in-step notebooks units
 SETTINGS = TASKS SCALE CORES PYTHON
 .PHONY: $(GOALS)
 
@@ -25,7 +25,8 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/artifacts/jax_cache
 
 help:
-	@echo 'make figures   train, generate, roll out, draw: TASKS="walker2d ..." SCALE=laptop|smoke|paper CORES=2'
+	@echo 'make figures   train, generate, roll out, draw: TASKS="walker2d ..." SCALE=laptop|smoke|night|paper CORES=2'
+	@echo 'make archive   search an archive from nothing: SCALE=night (the paper'"'"'s grid, 8 hours on two cores), SCALE=paper (graphics cards)'
 	@echo 'make paper-full  the same models at the size of the paper, trained as long: an hour and a half more for a row of the tables'
 	@echo 'make baselines what simpler methods do with as many numbers: an hour more for their rows of the tables'
 	@echo 'make steering  teach words, and count how many prompts are obeyed; sequences with a second seed: a quarter of an hour more'
@@ -51,8 +52,9 @@ paper-full: figures_goal = paper_full
 baselines: figures_goal = with_baselines
 ablations: figures_goal = with_ablations
 steering: figures_goal = with_steering
+archive: figures_goal = $(TASKS:%=artifacts/$(SCALE)/%/archive.safetensors)
 minutes: figures_goal = minutes
-paper-full baselines ablations steering minutes: figures
+paper-full baselines ablations steering minutes archive: figures
 
 test: in-step notebooks units
 

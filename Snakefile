@@ -10,6 +10,7 @@ from policydiffusion.tasks import get_task
 RUNS = {  # the seeds of every method that is trained at each scale
     'smoke': {'ours': SEEDS[:1], 'paper': SEEDS[:1]},
     'laptop': {'ours': SEEDS, 'paper': SEEDS[:2]},
+    'night': {'ours': SEEDS[:2], 'paper': SEEDS[:1]},
     'paper': {'ours': SEEDS, 'paper': SEEDS}}
 STUDIES = 'kl', 'hidden', 'centring', 'latent', 'behaviour', 'guidance', 'steps'  # of chapter 44
 MINUTES = {'dataset': 1, 'autoencoder': 1.5, 'diffusion': 1, 'behaviour': .5, 'rehearsal': 1, 'small_denoiser': .5, 'metrics': .5, '53_fig4_epochs': 1, 'baselines': 20, 'held_out': 10, 'ablation': 5, 'language': 8, 'sequences': 1.5, 'combine': 1, '52_fig3_prompts': .5}  # at laptop scale on 2 cores; .5 for the others
@@ -24,7 +25,7 @@ CORES = workflow.resource_settings.cores  # None where nothing is to be run
 
 def archive(task):
     "The archive to distil: shipped for laptop, searched for paper; a smoke run helps itself."
-    return {'smoke': [], 'laptop': f'data/archives/{task}.safetensors', 'paper': f'artifacts/paper/{task}/archive.safetensors'}[SCALE]
+    return {'smoke': [], 'laptop': f'data/archives/{task}.safetensors'}.get(SCALE, f'artifacts/{SCALE}/{task}/archive.safetensors')
 
 try:  # bad input is refused here, in one sentence and before anything is touched
     for setting in config: check_choice('setting', setting, ('scale', 'tasks'))
@@ -193,7 +194,7 @@ COMPARED = [f'artifacts/{SCALE}/{task}/reference.safetensors' for task in TASKS]
 STEERED = '51_fig2_sequences', '52_fig3_prompts'  # one of each machine; words come from the shipped generators until `make steering` has taught others
 shipped = lambda name: Path(f'data/generators/{name}.safetensors').is_file()
 # of which they can be drawn at once: no generator of the paper's scale is shipped, and at smoke scale the shipped ones play
-NOW = {'smoke': list(filter(shipped, TASKS)), 'laptop': TASKS, 'paper': []}[SCALE]
+NOW = {'smoke': list(filter(shipped, TASKS)), 'laptop': TASKS, 'night': [], 'paper': []}[SCALE]
 SPOKEN = [task for task in NOW if shipped(f'{task}_text')]  # machines that can be asked in words
 
 
@@ -235,8 +236,9 @@ rule search:
     shell: notebook('14_search', 'task', 'scale', 'seed')
 
 rule archive:
-    input: 'artifacts/paper/{task}/search-1/archive.safetensors'
-    output: 'artifacts/paper/{task}/archive.safetensors'
+    input: 'artifacts/{scale}/{task}/search-1/archive.safetensors'
+    output: 'artifacts/{scale}/{task}/archive.safetensors'
+    wildcard_constraints: scale='night|paper'
     message: says('archive', '{wildcards.task}')
     shell: 'cp {input} {output}'
 

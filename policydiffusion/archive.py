@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_CELLS', 'ARCHIVE_VERSION', 'ROWS', 'TENSORS', 'ALIVE', 'empty_grid', 'check_task', 'check_grid', 'check_archive',
-           'to_half', 'Archive', 'made_up_archive', 'coverage', 'alive', 'alive_coverage', 'qd_score', 'cdf', 'project',
-           'plot_heatmap']
+           'to_half', 'from_bytes', 'byte_codes', 'to_bytes', 'packed', 'unpacked', 'Archive', 'made_up_archive',
+           'coverage', 'alive', 'alive_coverage', 'qd_score', 'cdf', 'project', 'plot_heatmap']
 
 # %% ../nbs/13_archive.ipynb #6f93ce95
 import math, re
@@ -98,10 +98,60 @@ def to_half(
             f"params holds a weight of size {np.abs(params).max():.3g}: expected at most 65504, the limit of half precision")
     return half
 
+# %% ../nbs/13_archive.ipynb #a9d4e7c5
+def from_bytes(
+    codes: np.ndarray,  # (n, P) whole numbers from 0 to 255
+    limits: np.ndarray,  # (2, P) lowest and highest value of each column
+) -> np.ndarray:  # (n, P) float32 weights
+    "The weights that bytes stand for."
+    low, high = np.asarray(limits, np.float64)
+    return (low + codes*((high - low)/255)).astype(np.float32)
+
+# %% ../nbs/13_archive.ipynb #f2c81d36
+def byte_codes(
+    params: np.ndarray,  # (n, P) weights between the limits
+    limits: np.ndarray,  # (2, P) lowest and highest value of each column
+) -> np.ndarray:  # (n, P) uint8, the nearest of 256 values each
+    "The bytes that stand for weights."
+    low, high = np.asarray(limits, np.float64)
+    step = np.where(high > low, high - low, 1)/255
+    return np.clip(np.rint((params - low)/step), 0, 255).astype(np.uint8)
+
+# %% ../nbs/13_archive.ipynb #5b70e2fa
+def to_bytes(
+    params: np.ndarray,  # (n, P) weights
+) -> tuple:  # (n, P) float32, each the nearest value that a byte can say; (2, P) the columns' limits
+    "Round weights to what an archive file of bytes can hold."
+    params = np.asarray(params, np.float32)
+    limits = np.stack([params.min(0), params.max(0)]) if len(params) else np.zeros((2, params.shape[1]), np.float32)
+    return from_bytes(byte_codes(params, limits), limits), limits
+
 # %% ../nbs/13_archive.ipynb #ed543ea2
-ARCHIVE_VERSION = 1  # of the file format
+ARCHIVE_VERSION = 2  # of the file format; 1 has weights in half precision, 2 as bytes and their limits
 ROWS = ('params', 'objective', 'measures', 'length', 'objective_sd', 'measures_sd')  # one entry a policy
 TENSORS = (*ROWS, 'obs_mean', 'obs_std')
+
+# %% ../nbs/13_archive.ipynb #06c4ab9e
+def packed(
+    params: np.ndarray,  # (n, P) weights
+    limits: np.ndarray,  # (2, P) limits between which they were rounded; None if they were not
+) -> dict:  # tensors of an archive file
+    "Weights as bytes and their limits; in half precision where there are no limits."
+    if limits is None: return {'params': to_half(params).astype(np.float16)}
+    codes = byte_codes(params, limits)
+    _expect((from_bytes(codes, limits) == params).all(), "params holds weights that bytes between limits cannot say: expected rows rounded by to_bytes")
+    return {'params': codes, 'limits': np.asarray(limits, np.float32)}
+
+# %% ../nbs/13_archive.ipynb #7ad5c3e1
+def unpacked(
+    tensors: dict,  # of a file of version 2
+    path: Path,  # where it lies, for the message
+) -> np.ndarray:  # (n, P) float32 weights
+    "The weights of a file of bytes."
+    codes, limits = tensors['params'], tensors['limits']
+    _expect(codes.dtype == np.uint8 and limits.shape == (2, *codes.shape[1:]) and (limits[0] <= limits[1]).all(),
+            f"{path} has params {codes.dtype}{codes.shape} and limits {limits.shape}: expected bytes, and a lowest and a highest value of each column")
+    return from_bytes(codes, limits)
 
 # %% ../nbs/13_archive.ipynb #c83d2542
 @dataclass(eq=False)
@@ -121,6 +171,7 @@ class Archive:
     horizon: int = 1000  # steps of a full episode
     reward_offset: float = 0.  # subtracted from each step's reward in the QD-score; negative or zero
     meta: dict = field(default_factory=dict)  # where it comes from: command, settings, versions, seed
+    limits: np.ndarray = None  # (2, P) columns' limits if `to_bytes` has rounded the weights; None if not
 
     def __post_init__(self):
         check_grid(self.dims, self.horizon, self.reward_offset)
@@ -151,22 +202,28 @@ class Archive:
         "The best policy of every filled cell, in the order of their rows."
         return self.select(np.sort(self.grid().data('solution')))
 
+    def coarsen(self, dims: tuple) -> 'Archive':
+        "The same policies seen on another grid: the best of each of its cells."
+        _expect(len(dims) == len(self.dims), f"dims is {dims}: expected cells along {len(self.dims)} measures")
+        return replace(self, dims=dims).elites()
+
     def save(self, path: Path) -> Path:
-        "Write one safetensors file atomically: weights in half precision, the rest in single precision."
+        "Write one safetensors file atomically: weights as bytes or in half precision, the rest in single precision."
         _expect(len(self), f"the archive for {path} has no rows: expected at least one policy")
-        tensors = {name: getattr(self, name) for name in TENSORS} | {'params': to_half(self.params).astype(np.float16)}
-        header = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in TENSORS}
-        return save_tensors(path, tensors, header | dict(kind='archive', format_version=ARCHIVE_VERSION, spec=self.spec.to_dict()))
+        tensors = {name: getattr(self, name) for name in TENSORS} | packed(self.params, self.limits)
+        header = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in (*TENSORS, 'limits')}
+        return save_tensors(path, tensors, header | dict(kind='archive', format_version=1 if self.limits is None else ARCHIVE_VERSION, spec=self.spec.to_dict()))
 
     @classmethod
     def load(cls, path: Path, task: str = None) -> 'Archive':
         "Read a file written by `save`, of the given task if one is named; weights come back as float32."
         tensors, header = load_tensors(path, kind='archive')
         version = header.pop('format_version', None)
-        _expect(version == ARCHIVE_VERSION, f"{path} has format version {brief(repr(version))}: expected {ARCHIVE_VERSION}")
+        _expect(version in (1, 2), f"{path} has format version {brief(repr(version))}: expected 1 or 2")
         _expect(task in (None, header.get('task')), f"{path} is an archive of {brief(repr(header.get('task')))}: expected {task!r}")
-        lacking = [name for name in (*TENSORS, 'task', 'spec', 'dims') if name not in tensors | header]
+        lacking = [name for name in (*TENSORS, 'task', 'spec', 'dims', *('limits',)*(version == 2)) if name not in tensors | header]
         _expect(not lacking, f"{path} lacks {', '.join(lacking)}: expected an archive with all of its parts")
+        if version == 2: tensors['params'] = unpacked(tensors, path)
         del header['kind']
         with reading(path, 'archive'):
             _expect(isinstance(header.get('meta', {}), dict), 'meta is no dictionary: expected where the archive comes from')

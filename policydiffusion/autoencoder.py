@@ -233,7 +233,7 @@ def autoencoder_settings(
     paper = AutoencoderSettings(centring=task in ('humanoid', 'ant'))
     laptop = AutoencoderSettings(channels=(8, 16, 32, 64, 64, 64), hidden=16, lr=3e-3, cosine=True, epochs=120)
     smoke = replace(laptop, hidden=8, channels=(8, 8, 8, 16, 16, 16), vector_width=16, batch_size=16, epochs=40)
-    sizes = dict(zip(SCALES, (smoke, laptop, paper)))[check_choice('scale', scale, SCALES)]
+    sizes = dict(zip(SCALES, (smoke, laptop, laptop, paper)))[check_choice('scale', scale, SCALES)]
     return paper if method == 'paper_full' else sizes
 
 # %% ../nbs/22_train_autoencoder.ipynb #1bf61857
@@ -615,7 +615,7 @@ def compact_settings(
     check_choice('scale', scale, SCALES)
     laptop = CompactSettings(*COMPACT_SIZES[compact_sizes(scale, method, task)[0]])
     smoke = replace(laptop, batch_size=16, n_obs=16, epochs=80)
-    return dict(zip(SCALES, (smoke, laptop, laptop)))[scale]
+    return dict(zip(SCALES, (smoke, laptop, laptop, laptop)))[scale]
 
 # %% ../nbs/23_behaviour_loss.ipynb #0190e8f6
 def behaviour_loss(

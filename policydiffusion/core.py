@@ -48,7 +48,7 @@ ROOT = project_root()
 DATA, ARTIFACTS, FIGURES = ROOT/'data', ROOT/'artifacts', ROOT/'figures'
 
 # %% ../nbs/00_start_here.ipynb #0055368e
-SCALES = ('smoke', 'laptop', 'paper')
+SCALES = ('smoke', 'laptop', 'night', 'paper')
 SEEDS = (111, 222, 333, 444)  # the paper's seeds
 
 # %% ../nbs/00_start_here.ipynb #a3d90f14

@@ -29,7 +29,7 @@ def load_archive(
 ) -> Archive:  # the archive that this scale distils
     "The archive of a task at a scale: shipped for laptop, searched for paper, a small part of it for smoke."
     known, shipped = get_task(task), DATA/'archives'/f'{task}.safetensors'
-    if scale == 'paper': return Archive.load(artifact_dir(scale, task)/'archive.safetensors', task)
+    if scale in ('night', 'paper'): return Archive.load(artifact_dir(scale, task)/'archive.safetensors', task)
     if scale == 'laptop': return Archive.load(shipped, task)
     if not shipped.parent.is_dir():
         raise FileNotFoundError(f"{shipped.parent} does not exist: expected the archives of a checkout "
@@ -71,7 +71,7 @@ class EvaluationSettings:
     n_obs: int  # observations kept of each policy
 
 # %% ../nbs/15_dataset.ipynb #62db0ccb
-EVALUATION = {'smoke': EvaluationSettings(2, 50, 16), 'laptop': EvaluationSettings(10, 1000, 128), 'paper': EvaluationSettings(50, 1000, 128)}
+EVALUATION = {'smoke': EvaluationSettings(2, 50, 16), 'laptop': EvaluationSettings(10, 1000, 128), 'night': EvaluationSettings(10, 1000, 128), 'paper': EvaluationSettings(50, 1000, 128)}
 
 # %% ../nbs/15_dataset.ipynb #3a821ba1
 @dataclass

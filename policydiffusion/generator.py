@@ -480,7 +480,7 @@ def diffusion_settings(
     paper = DiffusionSettings()
     laptop = replace(paper, network={'base': 32}, cosine=True, batch_size=128, epochs=300)
     smoke = replace(laptop, network={'base': 32, 'mults': [1, 1], 'cond_dim': 32}, batch_size=32, ema_decay=.98, epochs=150, sampling=Sampling(n_steps=20))
-    sizes = dict(zip(SCALES, (smoke, laptop, paper)))[check_choice('scale', scale, SCALES)]
+    sizes = dict(zip(SCALES, (smoke, laptop, laptop, paper)))[check_choice('scale', scale, SCALES)]
     return {'paper': sizes, 'paper_full': paper}[check_choice('method', method, ('paper', 'paper_full'))]
 
 # %% ../nbs/33_latent_diffusion.ipynb #8aacc64b
@@ -692,7 +692,7 @@ def rehearsal_settings(
 ) -> RehearsalSettings:
     "The preset of a scale."
     smoke = RehearsalSettings(copies=2, episodes=1, rounds=1, horizon=50, batch=96)
-    return {'smoke': smoke, 'laptop': RehearsalSettings(), 'paper': RehearsalSettings(episodes=4)}[check_choice('scale', scale, SCALES)]
+    return {'smoke': smoke, 'laptop': RehearsalSettings(), 'night': RehearsalSettings(), 'paper': RehearsalSettings(episodes=4)}[check_choice('scale', scale, SCALES)]
 
 # %% ../nbs/36_rehearsal.ipynb #d04389d1
 @torch.no_grad()
@@ -799,4 +799,4 @@ def compact_diffusion(
     network = {'width': width, 'n_blocks': 1, 'emb': emb, 'cond_freqs': 0, 'n_waves': n_waves}
     laptop = DiffusionSettings(network, lr=3e-3, cosine=True, batch_size=128, epochs=3200, p_drop=.02, vlb_weight=0., velocity=True, sampling=Sampling(n_steps=3, last=24))
     smoke = replace(laptop, network={'width': 32, 'n_blocks': 1}, ema_decay=.98, batch_size=32, epochs=40)
-    return {'smoke': smoke, 'laptop': laptop, 'paper': laptop}[scale]
+    return {'smoke': smoke, 'laptop': laptop, 'night': laptop, 'paper': laptop}[scale]

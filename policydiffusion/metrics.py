@@ -206,7 +206,7 @@ def archive_path(
 ) -> Path:  # where the archive lies that this scale distils
     "Shipped with the project for laptop, made by a search for paper; for smoke the small one that was set aside above."
     own = ARTIFACTS/scale/task
-    return {'smoke': own/'original.safetensors', 'laptop': DATA/'archives'/f'{task}.safetensors', 'paper': own/'archive.safetensors'}[scale]
+    return {'smoke': own/'original.safetensors', 'laptop': DATA/'archives'/f'{task}.safetensors', 'night': own/'archive.safetensors', 'paper': own/'archive.safetensors'}[scale]
 
 # %% ../nbs/40_metrics.ipynb #da6be13e
 def made_up_run(

@@ -8,7 +8,7 @@ from ribs.archives import GridArchive
 from safetensors.numpy import load_file, save_file
 
 from policydiffusion.archive import (ROWS, TENSORS, Archive, alive, alive_coverage, cdf, coverage, empty_grid,
-                                     made_up_archive, plot_heatmap, project, qd_score, to_half)
+                                     made_up_archive, plot_heatmap, project, qd_score, to_bytes, to_half)
 from policydiffusion.policy import PolicySpec
 
 
@@ -113,6 +113,48 @@ def test_weights_are_rounded_as_to_half_says(toy, tmp_path):
     assert np.abs(back.params/fine.params - 1).max() <= 2**-11 + 1e-6
 
 
+def test_bytes_bring_back_what_they_were_given_exactly(toy, tmp_path):
+    rounded, limits = to_bytes(toy.params)
+    step = np.ptp(toy.params, 0)/255
+    assert (np.abs(rounded - toy.params) <= step*.5001 + 1e-7).all() and (rounded.min(0) == toy.params.min(0)).all()
+    part = replace(toy, params=rounded, limits=limits).select(slice(3, 90))  # which may not reach the limits
+    back = Archive.load(part.save(tmp_path/'a.safetensors'))
+    np.testing.assert_array_equal(back.params, part.params)
+    np.testing.assert_array_equal(Archive.load(back.save(tmp_path/'b.safetensors')).params, part.params)
+    assert load_file(tmp_path/'a.safetensors')['params'].dtype == np.uint8 and back.limits.shape == (2, toy.spec.n_params)
+    assert back.coarsen((3, 2)).limits is back.limits
+
+
+def test_an_older_file_still_loads(toy, tmp_path):
+    path = toy.save(tmp_path/'a.safetensors')
+    with open(path, 'rb') as f: head = json.loads(f.read(int.from_bytes(f.read(8), 'little')))
+    assert json.loads(head['__metadata__']['policydiffusion'])['format_version'] == 1
+    assert Archive.load(path).limits is None
+
+
+@pytest.mark.parametrize('change, says', [
+    (lambda t, m: t.pop('limits'), 'lacks limits'),
+    (lambda t, m: t.update(limits=t['limits'][:, 1:].copy()), 'expected bytes, and a lowest and a highest value'),
+    (lambda t, m: t.update(limits=t['limits'][::-1].copy()), 'expected bytes, and a lowest and a highest value'),
+    (lambda t, m: t.update(params=t['params'].astype(np.float16)), 'has params float16'),
+])
+def test_unsound_bytes_are_refused(toy, tmp_path, change, says):
+    rounded, limits = to_bytes(toy.params)
+    path = replace(toy, params=rounded, limits=limits).save(tmp_path/'a.safetensors')
+    rewrite(path, change)
+    with pytest.raises(ValueError, match=says): Archive.load(path)
+
+
+def test_coarse_cells_hold_the_best_of_their_fine_ones(toy):
+    coarse = toy.coarsen((3, 7))
+    best = {}
+    for m, f in zip(toy.measures, toy.objective):
+        cell = (min(int(m[0]*3 + 1e-5), 2), min(int(m[1]*7 + 1e-5), 6))
+        best[cell] = max(best.get(cell, -np.inf), f)
+    assert coarse.dims == (3, 7) and sorted(coarse.objective.tolist()) == sorted(np.float32(list(best.values())).tolist())
+    assert toy.elites().coarsen((3, 7)).objective.sum() == coarse.objective.sum()  # every third border of 9 is one of 3
+
+
 def test_tiny_obs_std_survives(hand, tmp_path):
     a = replace(hand, obs_std=[1e-8])
     assert Archive.load(a.save(tmp_path/'a.safetensors')).obs_std == np.float32(1e-8)
@@ -188,7 +230,7 @@ def spoil(name, value):
     (lambda t, m: t.pop('length'), 'lacks length'),
     (lambda t, m: m.pop('spec'), 'lacks spec'),
     (lambda t, m: m.update(kind='latents'), "is of kind 'latents': expected kind 'archive'"),
-    (lambda t, m: m.update(format_version=99), 'has format version 99: expected 1'),
+    (lambda t, m: m.update(format_version=99), 'has format version 99: expected 1 or 2'),
     (lambda t, m: m.update(dims=[]), 'expected at least one cell along every measure'),
     (lambda t, m: m.update(dims=[3.5]), 'dims is [3.5]: expected at least one cell along every measure, in whole numbers'),
     (lambda t, m: m.update(dims=[10**9]), 'expected at most 5000000 cells'),

@@ -231,7 +231,7 @@ def test_presets():
     assert ae.autoencoder_settings('paper', 'humanoid') == ae.AutoencoderSettings(latent_shape=(4, 4, 4), hidden=16, centring=True, kl_weight=1e-6, lr=1e-4, cosine=False, batch_size=32, epochs=1000, clip=1.)
     assert [ae.autoencoder_settings('paper', t).centring for t in ('humanoid', 'ant', 'walker2d', 'halfcheetah')] == [True, True, False, False]
     assert ae.autoencoder_settings('laptop', 'ant', 'paper_full') == ae.autoencoder_settings('paper', 'ant') != ae.autoencoder_settings('laptop', 'ant')
-    with pytest.raises(ValueError, match='expected one of smoke, laptop, paper'): ae.autoencoder_settings('huge', 'ant')
+    with pytest.raises(ValueError, match='expected one of smoke, laptop, night, paper'): ae.autoencoder_settings('huge', 'ant')
 
 
 # ---- files

@@ -141,7 +141,7 @@ def test_the_smoke_run_can_be_planned():
 
 
 @pytest.mark.parametrize('config, sentence', [
-    (dict(scale='huge'), "error: scale 'huge' is unknown: expected one of smoke, laptop, paper"),
+    (dict(scale='huge'), "error: scale 'huge' is unknown: expected one of smoke, laptop, night, paper"),
     (dict(tasks='walker2d,stroller'), "error: task 'stroller' is unknown: expected one of hopper, walker2d, halfcheetah, ant, humanoid"),
     (dict(scael='smoke'), "error: setting 'scael' is unknown: expected one of scale, tasks"),
     (dict(tasks=''), "error: tasks is empty: expected Brax tasks, such as TASKS=\"walker2d ant\"")])

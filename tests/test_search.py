@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from ribs.archives import GridArchive
 
+from policydiffusion.archive import to_half
 from policydiffusion.core import load_tensors
 from policydiffusion.policy import init_params
-from policydiffusion.search import (SMOKE, TINY, XNES, Ancestor, Search, Stage, WarmStart, advantages, branch, cell_of, critic_spec, empty_pool,
-                                    fan_pay, insert, iso_line, parent_weights, ppo_step, run_search, search_scale, soft_improvement, start_learner,
-                                    warm_start, xnes_update, Walker)
+from policydiffusion.search import (SMOKE, TINY, XNES, Ancestor, Latent, Search, Stage, WarmStart, adapted_shares, advantages, branch, cell_of, correct,
+                                    critic_spec, empty_pool, fan_pay, insert, iso_line, latent_step, load_ancestor, parent_weights, ppo_step,
+                                    principal_components, run_search, search_scale, soft_improvement, start_learner, survivors, warm_start, xnes_update,
+                                    Walker)
 from policydiffusion.tasks import TASKS, get_task
 
 DIMS = (6, 5)
@@ -31,10 +33,10 @@ def candidates():
 
 
 def filled(candidates, depth):
-    pool = empty_pool(1, DIMS)
+    pool = empty_pool(1, DIMS, depth)
     for part in np.array_split(np.arange(400), 7):
         params, objective, measures = (x[part] for x in candidates)
-        pool = insert(pool, DIMS, params, objective, measures, objective, depth)
+        insert(pool, params, objective, measures, objective)
     return pool
 
 
@@ -52,7 +54,107 @@ def test_runners_up_are_the_next_best(candidates):
     pool, cell = filled(candidates, 3), cell_of(measures, DIMS)
     for c in np.unique(cell):
         best = np.sort(objective[cell == c])[::-1][:3]
-        assert pool.objective[pool.cell == c].tolist() == best.tolist()
+        assert pool.objective[pool.slots[c][pool.slots[c] >= 0]].tolist() == best.tolist()
+
+
+def test_a_pool_changes_in_place_and_keeps_its_books(candidates):
+    "Each row stands in one slot, which knows its cell and rank; a third of the candidates twice changes nothing."
+    pool = filled(candidates, 2)
+    before, rows = pool.rows['params'], pool.slots[pool.slots >= 0]
+    assert sorted(rows) == list(range(len(pool))) and len(before) < 2*max(len(pool), 64)
+    for cell, slots in enumerate(pool.slots):
+        taken = slots[slots >= 0]
+        assert (pool.cell[taken] == cell).all() and pool.rank[taken].tolist() == list(range(len(taken)))
+    third = [x[::3] for x in candidates]
+    ranks = insert(pool, *third, third[1])
+    assert pool.rows['params'] is before
+    assert (ranks[third[1] < pool.best[cell_of(third[2], DIMS)]] > 0).all() and (pool.objective[pool.slots[:, 0]] == pool.best).all()
+
+
+def test_an_elite_gets_the_rank_that_it_reports():
+    pool = empty_pool(1, (1,), depth=2)
+    insert_one = lambda f: insert(pool, np.full((1, 1), f), np.array([f]), np.zeros((1, 1)), np.zeros(1))[0]
+    assert [insert_one(f) for f in (3., 1., 2., 3., 2.5, 4.)] == [0, 1, 1, 1, 2, 0]
+    assert pool.objective[pool.slots[0]].tolist() == [4, 3] and len(pool) == 2
+
+
+def test_parents_stand_above_worse_neighbours():
+    "Four living elites in a row: only the drop from the second to the third is steep, and it weighs fully."
+    pool = empty_pool(1, (4,))
+    insert(pool, np.zeros((4, 1), np.float32), np.array([1000., 1000., 0., 0.]), (np.arange(4)[:, None] + .5)/4, np.full(4, 1000.))
+    w = parent_weights(pool, np.zeros(4), lasting=800)[pool.slots[:, 0]]
+    assert np.allclose(w/w[0], [1, 3, 1, 1])
+
+
+def test_latent_steps_go_where_they_should():
+    "Weights that are a linear function of measures and objective: a child's own weights tell where it has got to."
+    rng = np.random.default_rng(0)
+    measures, objective = rng.random((900, 2)), rng.normal(size=900)
+    y = np.c_[measures*30, objective]
+    B = rng.normal(size=(3, 40))
+    pool = empty_pool(40, (30, 30))
+    insert(pool, (y @ B).astype(np.float32), objective, measures, objective)
+    basis = principal_components(pool.params, 3, rng)
+    size = Latent(d=3, neighbours=40, step=(2., 2.01), climb=3., noise=(1e-9, 2e-9))
+    children, parents = latent_step(pool, basis, np.full(len(pool), 1/len(pool)), 500, rng, size)
+    moved = np.linalg.lstsq(B.T, (children - pool.params[parents]).T, rcond=None)[0].T
+    assert np.allclose(moved[:, :2].std(0), 2, rtol=.1) and abs(moved[:, :2].mean()) < .2
+    assert np.allclose(np.sort(moved[:, 2])[[0, 250, 499]], np.array([0, 1.5, 3])*objective[:].std(), atol=.4)
+
+
+def test_principal_components_are_those_of_a_full_decomposition():
+    rng = np.random.default_rng(0)
+    rows = (rng.normal(size=(200, 60))*.5**np.arange(60)) @ np.linalg.qr(rng.normal(size=(60, 60)))[0]
+    mean, V = principal_components(rows.astype(np.float32), 5, rng)
+    full = np.linalg.svd(rows - rows.mean(0))[2][:5]
+    assert np.allclose(mean, rows.mean(0), atol=1e-5) and np.allclose(np.abs(V.T @ full.T), np.eye(5), atol=.02)
+
+
+def test_runners_up_are_re_evaluated_only_where_they_may_win(monkeypatch):
+    """Two cells, two candidates each. The first elite keeps what it promised: its runner-up need not run. The second falls
+    below its runner-up's promise, which then runs, and turns out to live in the first cell, where it wins."""
+    import policydiffusion.search as search
+    from policydiffusion.rollout import Evaluation
+    pool = empty_pool(1, (2,), depth=2)
+    insert(pool, np.array([[0.], [1.], [2.], [3.]]), np.array([10., 9., 20., 19.]), np.array([[.2], [.2], [.7], [.7]]), np.ones(4))
+    truth = {0.: (9.5, .2), 2.: (5., .7), 3.: (15., .3)}
+    ran = []
+
+    def evaluate(task, spec, params, *args):
+        ran.extend(params[:, 0])
+        f, m = np.array([truth[p] for p in params[:, 0]]).T
+        return Evaluation(f, m[:, None], np.ones(len(f)), np.zeros(len(f)), np.zeros((len(f), 1)))
+    monkeypatch.setattr(search, 'evaluate', evaluate)
+    none = Ancestor(*[None]*6)
+    *_, (done, most, found) = correct('walker2d', None, pool, pool.params, none, 0, batch=1)
+    keep, fields = survivors(found, (2,))
+    assert sorted(ran) == [0, 2, 3] and (done, most) == (3, 4)
+    assert pool.params[keep, 0].tolist() == [3, 2] and fields['objective'].tolist() == [15, 5]
+
+
+def test_a_killed_re_evaluation_goes_on(monkeypatch, tmp_path):
+    import policydiffusion.search as search
+    from policydiffusion.rollout import Evaluation
+    pool, ran = empty_pool(1, (8,)), []
+    insert(pool, np.arange(8.)[:, None], np.arange(8.), (np.arange(8)[:, None] + .5)/8, np.ones(8))
+
+    def evaluate(task, spec, params, *args):
+        ran.extend(params[:, 0])
+        return Evaluation(params[:, 0], (params + .5)/8, np.ones(len(params)), np.zeros(len(params)), np.zeros((len(params), 1)))
+    monkeypatch.setattr(search, 'evaluate', evaluate)
+    monkeypatch.setattr(search.time, 'time', iter(range(0, 10**6, 61)).__next__)  # a minute goes by at every look
+    run = lambda: correct('walker2d', None, pool, pool.params, Ancestor(*[None]*6), 0, batch=2, path=tmp_path/'r.safetensors')
+    killed = run()
+    for _ in range(2): next(killed)
+    *_, (done, _, found) = run()
+    assert done == 8 and sorted(ran) == sorted(range(8)) and found['objective'].tolist() == pool.objective.tolist()
+
+
+def test_the_more_fruitful_operator_gets_more_time():
+    shares = adapted_shares(np.array([300., 100., 0.]), np.array([10., 10., 10.]), np.full(3, 1/3), .1)
+    assert np.allclose(shares, [.1 + .7*.75, .1 + .7*.25, .1]) and shares.sum() == pytest.approx(1)
+    untried = np.array([10., 0., 10.])
+    assert (adapted_shares(np.ones(3), untried, np.full(3, 1/3), .1) == 1/3).all()
 
 
 def test_cells_are_those_of_pyribs_on_float32_borders():
@@ -102,7 +204,8 @@ def test_advantages_equal_the_sum_they_stand_for():
 
 
 def test_children_lie_on_the_line_when_noise_is_off():
-    pool = insert(empty_pool(3, DIMS), DIMS, np.eye(3, dtype=np.float32)[:2], np.ones(2), np.array([[.1, .1], [.9, .9]]), np.ones(2))
+    pool = empty_pool(3, DIMS)
+    insert(pool, np.eye(3, dtype=np.float32)[:2], np.ones(2), np.array([[.1, .1], [.9, .9]]), np.ones(2))
     children, parents = iso_line(pool, np.array([.5, .5]), 500, np.random.default_rng(0), iso=(1e-9, 1.1e-9), line=(.3, .31))
     assert np.abs(children[:, 2]).max() < 1e-6 and np.allclose(children.sum(1), 1, atol=1e-5)
     assert set(parents) == {0, 1} and children[:, 0].std() > .1
@@ -113,8 +216,9 @@ def test_parents_live_at_the_frontier():
     cells = np.array([c for c in range(30) if c != 12])
     measures = (np.stack(np.unravel_index(cells, DIMS), 1) + .5)/DIMS
     length = np.where(cells == 0, 10., 1000.)
-    pool = insert(empty_pool(1, DIMS), DIMS, np.zeros((29, 1), np.float32), np.ones(29), measures, length)
-    w = parent_weights(pool, DIMS, np.zeros(30), lasting=800)
+    pool = empty_pool(1, DIMS)
+    insert(pool, np.zeros((29, 1), np.float32), np.ones(29), measures, length)
+    w = parent_weights(pool, np.zeros(30), lasting=800)
     w = w/w[pool.cell == 29]
     assert np.isclose(w.sum(), 29 - 1 - 4 - 2 + .1 + 4*3 + 2*3)  # 4 beside the hole and 2 beside the dead one weigh 1 + 2
 
@@ -149,8 +253,11 @@ def test_a_killed_search_goes_on_and_finishes(ancestor, tmp_path):
     killed.save(tmp_path/'search.safetensors')
     resumed = new()
     resumed.load(tmp_path/'search.safetensors')
-    assert all((a == b).all() for a, b in zip(killed.pool, resumed.pool)) and resumed.iteration == 3
-    more = list(run_search(resumed, resumed.seconds.sum()/60 + .01, tmp_path/'search.safetensors'))
+    by_rank = lambda pool, name: getattr(pool, name)[np.lexsort((pool.rank, pool.cell))]
+    for name in ('objective', 'measures', 'length', 'cell', 'rank'): assert (by_rank(killed.pool, name) == by_rank(resumed.pool, name)).all()
+    assert (by_rank(resumed.pool, 'params') == to_half(by_rank(killed.pool, 'params'))).all() and resumed.iteration == 3
+    assert resumed.history == killed.history and len(killed.history) == 3
+    more = list(run_search(resumed, resumed.seconds/60 + .01, tmp_path/'search.safetensors'))
     assert more[0]['iteration'] == 4 and more[-1]['coverage'] >= lines[-1]['coverage']
     assert load_tensors(tmp_path/'search.safetensors', 'search')[1]['iteration'] == more[-1]['iteration']
     other = Search('walker2d', task.spec(), ancestor, SMOKE.search, (9, 9), seed=3)
@@ -166,19 +273,32 @@ def test_a_killed_warm_start_goes_on(tmp_path):
     assert rest[0][0] == everything[-1][0] + 32 and rest[-1][0] == 192
 
 
+def test_the_ancestor_is_the_best_judged_snapshot_and_a_plateau_ends_the_training(tmp_path):
+    spec, path = get_task('walker2d').spec(), tmp_path/'warm.safetensors'
+    stages = SMOKE.warm.stages[:1] + (Stage(320, .99, 1e-3, 1e-3),)
+    judged = SMOKE.warm._replace(stages=stages, snapshots=12, judged=2, freeze_steps=32, patience=32, gain=10.)
+    steps = [steps for steps, _, _ in warm_start('walker2d', spec, judged, SMOKE.ppo, 1, path)]
+    assert steps == [32, 64, 96, 128, 160]  # 48 steps, the two windows, after its first snapshot the last stage has gained less than tenfold
+    t, meta = load_tensors(path, 'warm start')
+    assert t['curve'][:, 0].tolist() == steps and meta['revisions']
+    best = load_ancestor(path)
+    assert (best.params == best.snapshots[t['curve'][:, 1].argmax()]).all()
+    assert not list(warm_start('walker2d', spec, judged, SMOKE.ppo, 1, path))  # settled
+
+
 def test_stages_follow_one_another():
     warm = WarmStart((Stage(10, .9, 1., 1.), Stage(20, .99, 1., .5, 2.)))
     assert [warm.at(i)[0].gamma for i in (0, 9, 10, 29, 30)] == [.9, .9, .99, .99, .99]
     assert warm.at(20) == (warm.stages[1], .5) and warm.at(99)[1] == 1.
 
 
-@pytest.mark.parametrize('scale', ['laptop', 'paper'])
+@pytest.mark.parametrize('scale', ['laptop', 'night', 'paper'])
 @pytest.mark.parametrize('task', TASKS)
 def test_every_task_has_settings(task, scale):
     size = search_scale(scale, task)
     assert sum(share for _, share in size.search.operators) == pytest.approx(1)
     assert size.ppo.envs*size.ppo.unroll % size.ppo.minibatches == 0
-    assert size.horizon == 1000 and size.episodes == {'laptop': 10, 'paper': 50}[scale]
+    assert size.horizon == 1000 and size.episodes == {'laptop': 10, 'night': 10, 'paper': 50}[scale]
 
 
 def learnt(heads):
