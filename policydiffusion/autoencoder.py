@@ -213,12 +213,14 @@ class AutoencoderSettings:
     channels: tuple = CHANNELS  # of the matrix readers
     vector_width: int = 64  # of the vector readers
     hidden: int = 16  # h of the graph hypernetwork
+    shared_code: bool = True  # all its nodes read the same h numbers of a latent
     centring: bool = True  # standardise each parameter over the archive
     kl_weight: float = 1e-6  # coefficient of the KL term
     lr: float = 1e-4  # Adam's learning rate
     cosine: bool = False  # let the learning rate fall to zero along a cosine
     batch_size: int = 32  # policies per step
-    epochs: int = 1000  # passes over the archive
+    epochs: int = 1000  # passes over the archive, unless `steps` is given
+    steps: int = None  # steps of the run, whatever the size of the archive
     clip: float = 1.  # largest norm of the gradient
 
 # %% ../nbs/22_train_autoencoder.ipynb #532da1b5
@@ -245,7 +247,7 @@ def build_autoencoder(
 ) -> Autoencoder:  # untrained, in training mode
     "The paper's autoencoder: encoder by tensors, graph hypernetwork, and a normaliser decoder if needed."
     encoder = Encoder(spec, settings.latent_shape, settings.channels, settings.vector_width, with_normaliser)
-    decoder = GraphHypernetwork(spec, settings.latent_shape, settings.hidden)
+    decoder = GraphHypernetwork(spec, settings.latent_shape, settings.hidden, shared_code=settings.shared_code)
     normaliser_decoder = NormaliserDecoder(settings.latent_shape, spec.obs_size) if with_normaliser else None
     return Autoencoder(encoder, decoder, centre, scale, normaliser_decoder)
 
@@ -278,7 +280,7 @@ class TrainingState:
     @property
     def n_steps(self) -> int:
         "Steps of the whole run."
-        return self.settings.epochs*self.steps_per_epoch
+        return getattr(self.settings, 'steps', None) or self.settings.epochs*self.steps_per_epoch
 
 # %% ../nbs/22_train_autoencoder.ipynb #7d9ebe41
 def start_training(
