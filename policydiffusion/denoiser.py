@@ -89,9 +89,11 @@ class ConditionEncoder(nn.Module):
         self,
         cond_size: int,  # k, numbers in a condition
         cond_dim: int,  # numbers in the token
+        n_waves: int = 0,  # random waves of band 2 beside the bare numbers
     ):
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(2*cond_size, cond_dim), nn.SiLU(), nn.Linear(cond_dim, cond_dim))
+        self.waves = RandomWaves(cond_size, n_waves, 2.) if n_waves else None
+        self.net = nn.Sequential(nn.Linear(2*cond_size + 2*n_waves, cond_dim), nn.SiLU(), nn.Linear(cond_dim, cond_dim))
 
     def forward(
         self,
@@ -99,7 +101,8 @@ class ConditionEncoder(nn.Module):
         given: torch.Tensor,  # (b, k) bool
     ) -> torch.Tensor:  # (b, 1, cond_dim) a sequence of one token
         "Encode what was given."
-        return self.net(torch.cat([cond.where(given, 0), given], 1))[:, None]
+        seen = [cond.where(given, 0), given] + ([] if self.waves is None else [self.waves(cond, given)])
+        return self.net(torch.cat(seen, 1))[:, None]
 
 # %% ../nbs/32_denoiser.ipynb #b27cee6b
 class Attention(nn.Module):
@@ -180,6 +183,8 @@ class UNet(nn.Module):
         cond_dim: int = 256,  # channels of the condition token
         heads: int = 4,  # attention heads of the middle block
         n_steps: int = 600,  # T of the cosine schedule, for the noise skip; 0: plain noise prediction, as the paper's
+        everywhere: bool = False,  # the condition joins the time signal of every block, too (not the paper's)
+        n_waves: int = 0,  # random waves through which the condition is seen, too (not the paper's)
     ):
         super().__init__()
         shrink = 2**(len(mults) - 1)
@@ -189,7 +194,8 @@ class UNet(nn.Module):
         self.latent_shape, self.cond_size, self.base = tuple(latent_shape), cond_size, base
         widths, emb = [base*m for m in mults], 4*base
         self.time = nn.Sequential(nn.Linear(base, emb), nn.SiLU(), nn.Linear(emb, emb))
-        self.condition = ConditionEncoder(cond_size, cond_dim)
+        self.condition = ConditionEncoder(cond_size, cond_dim, n_waves)
+        self.to_time = nn.Linear(cond_dim, emb) if everywhere else None
         self.enter = nn.Conv2d(latent_shape[0], base, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         kept, c = [base], base
@@ -218,6 +224,7 @@ class UNet(nn.Module):
         "Guess the noise."
         check_inputs(x, cond, given, self.latent_shape, self.cond_size)
         emb, tokens = self.time(time_embedding(t, self.base)), self.condition(cond, given)
+        if self.to_time is not None: emb = emb + self.to_time(tokens[:, 0])
         h = self.enter(x)
         kept = [h]
         for layer in self.down:
