@@ -114,11 +114,11 @@ def test_the_loss_learns_the_size_of_each_step_s_error():
     "With a rate of its own, exp(l) becomes the mean squared error; with the network's 1e-5 it stays at 1."
     x0 = torch.zeros(600, 16)
     sizes = {}
-    for rate in (.03, 1e-5):
+    for rate in (.1, 1e-5):
         model = Fixed(2.)  # errs by 1 + 4 at every step
         for _ in train_diffusion(model, SCHEDULE, x0, steps=150, batch_size=600, lr=1e-9, logvar_lr=rate): pass
         sizes[rate] = model.logvar.detach().exp()
-    assert (sizes[.03].median() - 5).abs() < .3 and (sizes[1e-5] - 1).abs().max() < .01
+    assert (sizes[.1].median() - 5).abs() < .4 and (sizes[1e-5] - 1).abs().max() < .01
 
 
 def test_other_outputs_do_not_count():
