@@ -12,8 +12,8 @@ RUNS = {  # the seeds of every method that is trained at each scale
     'laptop': {'ours': SEEDS, 'paper': SEEDS[:2]},
     'night': {'ours': SEEDS[:2], 'paper': SEEDS[:1]},
     'paper': {'ours': SEEDS, 'paper': SEEDS}}
-STUDIES = 'kl', 'hidden', 'centring', 'latent', 'behaviour', 'guidance', 'steps'  # of chapter 44
-MINUTES = {'dataset': 1, 'autoencoder': 1.5, 'diffusion': 1, 'behaviour': .5, 'rehearsal': 1, 'small_denoiser': .5, 'metrics': .5, '53_fig4_epochs': 1, 'baselines': 20, 'held_out': 10, 'ablation': 5, 'language': 8, 'sequences': 1.5, 'combine': 1, '52_fig3_prompts': .5}  # at laptop scale on 2 cores; .5 for the others
+STUDIES = 'kl', 'hidden', 'centring', 'code', 'actions', 'loss', 'length', 'average', 'condition', 'latent', 'behaviour', 'guidance', 'steps'  # of chapter 44
+MINUTES = {'dataset': 1, 'autoencoder': 1.5, 'diffusion': 1, 'behaviour': .5, 'rehearsal': 1, 'small_denoiser': .5, 'metrics': .5, '53_fig4_epochs': 1, 'baselines': 20, 'held_out': 10, 'ablation': 5, 'reproduction': 5, 'language': 8, 'sequences': 1.5, 'combine': 1, '52_fig3_prompts': .5}  # at laptop scale on 2 cores; .5 for the others
 # log lines of papermill and of the kernel that say nothing about the run
 CHATTER = 'IPKernelApp|(Input|Output) Notebook: |Executing notebook with|(Executing|Ending) Cell|<Figure size|Black is not installed|^$'
 
@@ -441,7 +441,8 @@ rule ablation:
     input:
         rules.dataset.output, code('44_ablations'),
         lambda wildcards: [f'artifacts/{wildcards.scale}/{wildcards.task}/{method}-{wildcards.seed}/generator.safetensors'
-                           for method in ('ours', 'paper') if wildcards.study in ('guidance', 'steps')]
+                           for method in ('ours', 'paper') if wildcards.study in ('guidance', 'steps')],
+        lambda wildcards: [f'artifacts/{wildcards.scale}/{wildcards.task}/paper-{wildcards.seed}/autoencoder.safetensors']*(wildcards.study in ('loss', 'length', 'average', 'condition'))
     output: touch('artifacts/{scale}/{task}/drawn/44_ablations-{study}-{seed}')
     wildcard_constraints: study='|'.join(STUDIES)
     log: 'runs/{scale}/{task}/44_ablations-{study}-{seed}.ipynb'
@@ -451,8 +452,18 @@ rule ablation:
     resources: **cost('ablation')
     shell: notebook('44_ablations', 'task', 'scale', 'study', 'seed')
 
-rule with_ablations:  # one knob at a time; not part of the main job
-    input: ablations(STUDIES, SEEDS[:2])
+rule reproduction:
+    input: rules.dataset.output, expand('artifacts/{{scale}}/{{task}}/paper-{{seed}}/{name}.safetensors', name=('autoencoder', 'generator'))
+    output: touch('artifacts/{scale}/{task}/drawn/46_reproduction-{seed}')
+    log: 'runs/{scale}/{task}/paper-{seed}/46_reproduction.ipynb'
+    benchmark: 'artifacts/{scale}/{task}/paper-{seed}/times/46_reproduction.tsv'
+    message: says('reproduction', '{wildcards.task} {wildcards.seed}')
+    threads: 1
+    resources: **cost('reproduction')
+    shell: notebook('46_reproduction', 'task', 'scale', 'seed')
+
+rule with_ablations:  # one thing changed at a time, and the stages of the paper's method taken apart; not part of the main job
+    input: ablations(STUDIES, SEEDS[:2]), [f'artifacts/{SCALE}/{task}/drawn/46_reproduction-{SEEDS[0]}' for task in TASKS]
     log: f'runs/{SCALE}/59_ablations.ipynb'
     params: given=f'-r scale {SCALE} -r task {TASKS[0]}'
     message: says('59_ablations', TASKS[0])

@@ -214,12 +214,14 @@ class AutoencoderSettings:
     channels: tuple = CHANNELS  # of the matrix readers
     vector_width: int = 64  # of the vector readers
     hidden: int = 16  # h of the graph hypernetwork
+    shared_code: bool = True  # all its nodes read the same h numbers of a latent
     centring: bool = True  # standardise each parameter over the archive
     kl_weight: float = 1e-6  # coefficient of the KL term
     lr: float = 1e-4  # Adam's learning rate
     cosine: bool = False  # let the learning rate fall to zero along a cosine
     batch_size: int = 32  # policies per step
-    epochs: int = 1000  # passes over the archive
+    epochs: int = 1000  # passes over the archive, unless `steps` is given
+    steps: int = None  # steps of the run, whatever the size of the archive
     clip: float = 1.  # largest norm of the gradient
 
 # %% ../nbs/22_train_autoencoder.ipynb #532da1b5
@@ -230,10 +232,10 @@ def autoencoder_settings(
 ) -> AutoencoderSettings:
     "The preset of a scale; at paper scale centring is on for humanoid and ant only, as in the paper's final runs."
     check_choice('method', method, ('paper', 'paper_full'))
-    paper = AutoencoderSettings(centring=task in ('humanoid', 'ant'))
-    laptop = AutoencoderSettings(channels=(8, 16, 32, 64, 64, 64), hidden=16, lr=3e-3, cosine=True, epochs=120)
-    smoke = replace(laptop, hidden=8, channels=(8, 8, 8, 16, 16, 16), vector_width=16, batch_size=16, epochs=40)
-    sizes = dict(zip(SCALES, (smoke, laptop, laptop, paper)))[check_choice('scale', scale, SCALES)]
+    paper = AutoencoderSettings(centring=task in ('humanoid', 'ant'), steps=234_000)
+    laptop = AutoencoderSettings(channels=(4, 8, 16, 32, 64, 64), hidden=32, lr=3e-3, cosine=True, steps=4000)
+    smoke = replace(laptop, hidden=8, channels=(8, 8, 8, 16, 16, 16), vector_width=16, batch_size=16, steps=120)
+    sizes = dict(zip(SCALES, (smoke, laptop, paper, paper)))[check_choice('scale', scale, SCALES)]
     return paper if method == 'paper_full' else sizes
 
 # %% ../nbs/22_train_autoencoder.ipynb #1bf61857
@@ -246,7 +248,7 @@ def build_autoencoder(
 ) -> Autoencoder:  # untrained, in training mode
     "The paper's autoencoder: encoder by tensors, graph hypernetwork, and a normaliser decoder if needed."
     encoder = Encoder(spec, settings.latent_shape, settings.channels, settings.vector_width, with_normaliser)
-    decoder = GraphHypernetwork(spec, settings.latent_shape, settings.hidden)
+    decoder = GraphHypernetwork(spec, settings.latent_shape, settings.hidden, shared_code=settings.shared_code)
     normaliser_decoder = NormaliserDecoder(settings.latent_shape, spec.obs_size) if with_normaliser else None
     return Autoencoder(encoder, decoder, centre, scale, normaliser_decoder)
 
@@ -279,7 +281,7 @@ class TrainingState:
     @property
     def n_steps(self) -> int:
         "Steps of the whole run."
-        return self.settings.epochs*self.steps_per_epoch
+        return getattr(self.settings, 'steps', None) or self.settings.epochs*self.steps_per_epoch
 
 # %% ../nbs/22_train_autoencoder.ipynb #7d9ebe41
 def start_training(

@@ -33,11 +33,13 @@ def encode_policies(
     params: torch.Tensor,  # (n, P) rows
     normaliser: torch.Tensor = None,  # (n, 2, obs) mean and log-s.d., if each policy has its own
     chunk: int = 256,  # policies at a time
-) -> torch.Tensor:  # (n, *latent_shape) mean latents
+) -> tuple:  # mean and s.d. of each policy's latent, (n, *latent_shape) each
     "What the diffusion learns to draw (paper, section 3.3)."
     model.eval()
     rows = torch.arange(len(params)).split(chunk)
-    return torch.cat([model.encode(params[i], None if normaliser is None else normaliser[i])[0] for i in rows])
+    read = [model.encode(params[i], None if normaliser is None else normaliser[i]) for i in rows]
+    mean, logvar = (torch.cat(x) for x in zip(*read))
+    return mean, (logvar/2).exp()
 
 # %% ../nbs/33_latent_diffusion.ipynb #0eece3f6
 class LatentScale(nn.Module):
@@ -51,11 +53,13 @@ class LatentScale(nn.Module):
     def fit(self,
         z: torch.Tensor,  # (n, *latent_shape) latents of the archive
         tolerance: torch.Tensor = None,  # (*latent_shape) error that the decoder bears in each number, if known
+        scalar: bool = False,  # one s.d. for all numbers, and nothing subtracted (the paper's)
     ) -> None:
         "Remember the archive's mean and standard deviation; with a tolerance, only the mean variance becomes 1."
         std = z.std(0)
         self.mean.copy_(z.mean(0)); self.std.copy_(torch.where(std > 1e-6, std, 1.))  # a number that never varies is left alone
-        if tolerance is not None: self.std.copy_(tolerance*(std/tolerance).square().mean().sqrt())
+        if scalar: self.mean.zero_(); self.std.fill_(z.std())
+        elif tolerance is not None: self.std.copy_(tolerance*(std/tolerance).square().mean().sqrt())
 
     def forward(self,
         z: torch.Tensor,  # (b, *latent_shape) latents of the autoencoder
@@ -99,9 +103,10 @@ def graph_hypernetwork(
     latent_shape: tuple,  # shape of one latent
     hidden: int,  # h of the graph hypernetwork
     centring: bool,  # whether rows were standardised
+    shared_code: bool = True,  # whether all its nodes read the same h numbers of a latent
 ) -> CentredDecoder:  # untrained
     "The paper's decoder."
-    return CentredDecoder(GraphHypernetwork(spec, latent_shape, hidden), spec.n_params, centring)
+    return CentredDecoder(GraphHypernetwork(spec, latent_shape, hidden, shared_code=shared_code), spec.n_params, centring)
 
 # %% ../nbs/33_latent_diffusion.ipynb #5104ad77
 DECODERS = {  # name to builder(spec, latent_shape, **arguments)
@@ -437,7 +442,8 @@ def paper_design(
     network: dict,  # arguments of the U-Net
 ) -> Design:
     "Graph hypernetwork and U-Net (paper, figure 1)."
-    return Design(n_measures, tuple(autoencoder.latent_shape), {'name': 'graph_hypernetwork', 'hidden': autoencoder.hidden, 'centring': autoencoder.centring},
+    decoder = {'name': 'graph_hypernetwork'} | {k: getattr(autoencoder, k) for k in ('hidden', 'centring', 'shared_code')}
+    return Design(n_measures, tuple(autoencoder.latent_shape), decoder,
                   {'name': 'unet', **network}, own_normaliser=model.normaliser_decoder is not None)
 
 # %% ../nbs/33_latent_diffusion.ipynb #aa8b384d
@@ -457,18 +463,22 @@ def take_decoder(
 # %% ../nbs/33_latent_diffusion.ipynb #11473449
 @dataclass(frozen=True)
 class DiffusionSettings:
-    "Size and training of a latent diffusion; the defaults are the paper's."
+    "Size and training of a latent diffusion; `diffusion_settings` has the paper's."
     network: dict = field(default_factory=lambda: {'base': 64})  # arguments of the denoiser
     lr: float = 1e-3  # AdamW's learning rate
     cosine: bool = False  # let the learning rate fall to zero along a cosine
     weight_decay: float = .01  # of AdamW
     batch_size: int = 32  # latents a step
-    epochs: int = 500  # passes over the archive
+    epochs: int = 500  # passes over the archive, unless `steps` is given
+    steps: int = None  # steps of the run, whatever the size of the archive
     p_drop: float = .1  # condition dropout
     vlb_weight: float = 1e-5  # weight of the variational bound
     velocity: bool = False  # weigh errors like those of the velocity, chapter 30
     entries: bool = True  # drop single entries of a condition, too; not if it is a sentence
-    ema_decay: float = .999  # of the moving average, per step
+    ema_decay: float = .999  # of the moving average, per step; 0: none
+    logvar_lr: float = 0.  # learning rate of the size of each step's error, chapter 30; 0: all steps count alike
+    clip: float = 1e9  # largest norm of the gradient; no limit by default
+    scalar: bool = False  # one scale for all numbers of a latent
     sampling: Sampling = Sampling()  # how the generator will draw
 
 # %% ../nbs/33_latent_diffusion.ipynb #4dcb4324
@@ -477,10 +487,10 @@ def diffusion_settings(
     method: str = 'paper',  # paper, or paper_full: the paper's sizes and training at any scale
 ) -> DiffusionSettings:
     "The preset of a scale."
-    paper = DiffusionSettings()
-    laptop = replace(paper, network={'base': 32}, cosine=True, batch_size=128, epochs=300)
-    smoke = replace(laptop, network={'base': 32, 'mults': [1, 1], 'cond_dim': 32}, batch_size=32, ema_decay=.98, epochs=150, sampling=Sampling(n_steps=20))
-    sizes = dict(zip(SCALES, (smoke, laptop, laptop, paper)))[check_choice('scale', scale, SCALES)]
+    paper = DiffusionSettings(steps=117_000, ema_decay=0., logvar_lr=1e-3, clip=1., scalar=True, entries=False, sampling=Sampling(guidance=1.))
+    laptop = replace(paper, network={'base': 32}, cosine=True, batch_size=64, steps=3000, logvar_lr=1e-2)
+    smoke = replace(laptop, network={'base': 32, 'mults': [1, 1], 'cond_dim': 32}, batch_size=32, steps=300, sampling=Sampling(n_steps=20, guidance=1.))
+    sizes = dict(zip(SCALES, (smoke, laptop, paper, paper)))[check_choice('scale', scale, SCALES)]
     return {'paper': sizes, 'paper_full': paper}[check_choice('method', method, ('paper', 'paper_full'))]
 
 # %% ../nbs/33_latent_diffusion.ipynb #8aacc64b
@@ -622,18 +632,20 @@ def train_generator(
     checkpoint: Path = None,  # file to go on from, and to save to
     every: float = 20.,  # seconds between two checkpoints
     tolerance: torch.Tensor = None,  # (*latent_shape) error that the decoder bears, for the scale
+    spread: torch.Tensor = None,  # (n, *latent_shape) s.d. of each policy's latent, to draw from each time; none if None
 ):  # yields (steps done, (n_steps,) losses with NaN for the steps to come)
     "Latent diffusion (paper, section 3.3); the denoiser ends as its moving average."
-    device, n_steps = generator.latent_scale.mean.device, settings.epochs*math.ceil(len(z)/settings.batch_size)
-    generator.latent_scale.fit(z.to(device), tolerance)
+    device, n_steps = generator.latent_scale.mean.device, settings.steps or settings.epochs*math.ceil(len(z)/settings.batch_size)
+    generator.latent_scale.fit(z.to(device), tolerance, settings.scalar)
     x0 = generator.latent_scale(z.to(device))
+    spread = None if spread is None else spread.to(device)/generator.latent_scale.std
     generator.sampling = replace(generator.sampling, clip=x0.abs().max().item())
     run = json.loads(json.dumps({'settings': asdict(settings), 'design': asdict(generator.design), 'seed': seed,
                                  'data': [zlib.crc32(x.cpu().numpy().tobytes()) for x in (x0, measures)]}))
     resume, losses = load_training(checkpoint, run, n_steps, generator.denoiser)
-    names = ('epochs', 'batch_size', 'lr', 'weight_decay', 'p_drop', 'vlb_weight', 'velocity', 'entries', 'ema_decay')
+    names = ('epochs', 'steps', 'batch_size', 'lr', 'weight_decay', 'p_drop', 'vlb_weight', 'velocity', 'entries', 'ema_decay', 'logvar_lr', 'clip')
     saved = time.monotonic()
-    for now in train_diffusion(generator.denoiser, generator.schedule, x0, measures, seed=seed, resume=resume, **{k: getattr(settings, k) for k in names}):
+    for now in train_diffusion(generator.denoiser, generator.schedule, x0, measures, seed=seed, resume=resume, spread=spread, **{k: getattr(settings, k) for k in names}):
         losses[now.step - 1] = now.loss
         if settings.cosine: now.optimiser.param_groups[0]['lr'] = settings.lr*.5*(1 + math.cos(math.pi*now.step/n_steps))
         if checkpoint is not None and (time.monotonic() - saved >= every or now.step == n_steps):

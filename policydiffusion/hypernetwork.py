@@ -8,6 +8,7 @@ __all__ = ['node_shapes', 'GatedGraph', 'TileDecoder', 'smallest_tile', 'GraphHy
 
 # %% ../nbs/21_hypernetwork.ipynb #026a147a
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 # %% ../nbs/21_hypernetwork.ipynb #5de74369
@@ -63,6 +64,16 @@ class TileDecoder(nn.Module):
         "One tile for each node."
         return self.layers(x).unflatten(-1, (self.tile, self.tile))
 
+    def corner(self,
+        x: torch.Tensor,  # (b, 2h) features of one node
+        rows: int,  # of its matrix
+        columns: int,  # of its matrix
+    ) -> torch.Tensor:  # (b, rows, columns)
+        "The corner of a tile that a matrix keeps; the rest is not computed."
+        last, places = self.layers[-1], (self.tile, self.tile)
+        W, b = last.weight.unflatten(0, places)[:rows, :columns], last.bias.unflatten(0, places)[:rows, :columns]
+        return F.linear(self.layers[:-1](x), W.flatten(0, 1), b.flatten()).unflatten(1, (rows, columns))
+
 # %% ../nbs/21_hypernetwork.ipynb #7ba6a399
 def smallest_tile(
     spec: PolicySpec,  # the layout
@@ -78,6 +89,7 @@ class GraphHypernetwork(nn.Module):
         latent_shape: tuple = (4, 4, 4),  # (channels, height, width)
         hidden: int = 16,  # h, half the width of a node's features
         tile: int = None,  # side of the tile; the smallest that fits if None
+        shared_code: bool = True,  # all nodes read the same h numbers of the latent, as the authors' do; otherwise each its own
     ):
         super().__init__()
         self.spec, self.hidden, shapes = spec, hidden, node_shapes(spec)
@@ -87,7 +99,7 @@ class GraphHypernetwork(nn.Module):
         self.register_buffer('sides', torch.tensor(shapes).float().log2()/8, persistent=False)  # (nodes, 2), of order 1
         self.after = nn.Conv2d(latent_shape[0], latent_shape[0], 1)  # the 1x1 convolution after the latent
         self.shape_code = nn.Linear(2, hidden)
-        self.latent_code = nn.Linear(torch.Size(latent_shape).numel(), len(shapes)*hidden)
+        self.latent_code = nn.Linear(torch.Size(latent_shape).numel(), hidden if shared_code else len(shapes)*hidden)
         self.graph, self.norm = GatedGraph(2*hidden), nn.LayerNorm(2*hidden)
         self.matrices = TileDecoder(hidden, tile)
         self.biases = nn.Sequential(nn.Linear(2*hidden, 4*hidden), nn.ReLU(), nn.Linear(4*hidden, tile))
@@ -96,7 +108,7 @@ class GraphHypernetwork(nn.Module):
         z: torch.Tensor,  # (b, *latent_shape)
     ) -> torch.Tensor:  # (b, nodes, 2h)
         "The features of each node before anything is written."
-        code = self.latent_code(self.after(z).flatten(1)).unflatten(1, (-1, self.hidden))
+        code = self.latent_code(self.after(z).flatten(1)).unflatten(1, (-1, self.hidden)).expand(-1, len(self.sides), -1)
         return self.norm(self.graph(torch.cat([self.shape_code(self.sides).expand_as(code), code], -1)))
 
     def forward(self,
@@ -104,8 +116,8 @@ class GraphHypernetwork(nn.Module):
     ) -> torch.Tensor:  # (b, P) rows
         "The policy at each latent, in the units that training asked for."
         x = self.nodes(z)
-        tiles, rows = self.matrices(x[:, 0::2]), self.biases(x[:, 1::2])
-        return pack([(tiles[:, k, :i, :o], rows[:, k, :o]) for k, (i, o) in enumerate(self.spec.layer_sizes)])
+        rows = self.biases(x[:, 1::2])
+        return pack([(self.matrices.corner(x[:, 2*k], i, o), rows[:, k, :o]) for k, (i, o) in enumerate(self.spec.layer_sizes)])
 
 # %% ../nbs/21_hypernetwork.ipynb #d8d93760
 def count_parameters(

@@ -273,7 +273,7 @@ def results_table(
     rows = results.query('scale == @scale and task == @task and method != "original"')
     floor = results.query('scale == @scale and task == @task and method == "original" and metric == "mem_floor"').value
     shown = [c for c in COLUMNS if c in set(rows.metric)]
-    table = {'paper (claimed, humanoid)': {c: CLAIMED.get(c, 'not published here') for c in shown} | {'seeds': 'not published here'}}
+    table = {'paper (claimed, humanoid)': {c: CLAIMED.get(c, 'not found by us') for c in shown} | {'seeds': 'not found by us'}}
     parts = {method: part for method, part in rows.groupby('method') if set(COLUMNS) & set(part.metric)}
     for method in sorted(parts, key=lambda m: (GENERATORS + (m,)).index(m)):
         part = parts[method]
@@ -326,7 +326,7 @@ def overview_table(
         values = {metric: rows.value for metric, rows in part.groupby('metric')}
         if task in floors and 'mem' in values: values['mem / floor'] = values['mem']/floors[task]
         table[task] = {f'{c} (aim {aim})': mean_and_sd(values.get(c, ()), d) for c, (aim, d) in OVERVIEW.items()} | {'seeds': str(part.seed.nunique())}
-    table['the paper claims, humanoid'] = {f'{c} (aim {aim})': CLAIMED.get(c, 'not published here') for c, (aim, _) in OVERVIEW.items()} | {'seeds': 'not published here'}
+    table['the paper claims, humanoid'] = {f'{c} (aim {aim})': CLAIMED.get(c, 'not found by us') for c, (aim, _) in OVERVIEW.items()} | {'seeds': 'not found by us'}
     return pd.DataFrame(table).T.rename_axis('task')
 
 # %% ../nbs/58_tables.ipynb #e0ad191c
@@ -342,7 +342,7 @@ def archive_table(
     wide = rows.pivot_table(index='task', columns='metric', values='value')
     shown = {c: d for c, d in {'elites': 0, 'coverage': 3, 'alive_coverage': 3, 'best': 0, 'qd_score': 0, 'mem_floor': 3}.items() if c in wide}
     table = pd.DataFrame({c: wide[c].map(lambda x: f'{x:,.{d}f}') for c, d in shown.items()})
-    for i, column in enumerate(('coverage, PPGA', 'best, PPGA')): table[column] = [PPGA_REPORTS.get(t, ('not published here',)*2)[i] for t in table.index]
+    for i, column in enumerate(('coverage, PPGA', 'best, PPGA')): table[column] = [PPGA_REPORTS.get(t, ('not found by us',)*2)[i] for t in table.index]
     return table
 
 # %% ../nbs/58_tables.ipynb #fcc4a285
@@ -392,7 +392,7 @@ def paper_map(
         return '; '.join(f'`{m}` {v}' for m, v in found.items()) + (f' ({names[metric]})' if metric in names else '')
     table = [{'paper item': item, 'notebook': f'[`{nb}`](nbs/{nb}.ipynb)', 'command': f"`make figures TASKS={task}`" + ', numbers `make steering`'*(metric in STEERING),
               'minutes': f'{minutes[nb]:.1f}' if nb in minutes else '',
-              'our number': ours(metric) if metric else 'drawn', "the paper's": CLAIMED.get(metric, 'not published here') if metric else 'drawn'}
+              'our number': ours(metric) if metric else 'drawn', "the paper's": CLAIMED.get(metric, 'not found by us') if metric else 'drawn'}
              for item, nb, metric in PAPER_ITEMS]
     return pd.DataFrame(table).set_index('paper item')
 

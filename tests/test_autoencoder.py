@@ -228,10 +228,17 @@ def test_one_policy_is_not_an_archive(params):
 
 
 def test_presets():
-    assert ae.autoencoder_settings('paper', 'humanoid') == ae.AutoencoderSettings(latent_shape=(4, 4, 4), hidden=16, centring=True, kl_weight=1e-6, lr=1e-4, cosine=False, batch_size=32, epochs=1000, clip=1.)
+    assert ae.autoencoder_settings('paper', 'humanoid') == ae.AutoencoderSettings(latent_shape=(4, 4, 4), hidden=16, centring=True, kl_weight=1e-6, lr=1e-4, cosine=False, batch_size=32, epochs=1000, clip=1., steps=1000*(7470//32 + 1), shared_code=True)
     assert [ae.autoencoder_settings('paper', t).centring for t in ('humanoid', 'ant', 'walker2d', 'halfcheetah')] == [True, True, False, False]
     assert ae.autoencoder_settings('laptop', 'ant', 'paper_full') == ae.autoencoder_settings('paper', 'ant') != ae.autoencoder_settings('laptop', 'ant')
     with pytest.raises(ValueError, match='expected one of smoke, laptop, night, paper'): ae.autoencoder_settings('huge', 'ant')
+
+
+def test_length_in_steps_does_not_depend_on_the_archive(params):
+    "24 policies make 3 batches of 8 an epoch; 7 steps are two epochs and one step more."
+    state = run(params, replace(SETTINGS, steps=7))
+    places = [(step, epoch) for step, epoch, _ in ae.train_autoencoder(state)]
+    assert places == [(k + 1, k//3) for k in range(7)] and state.n_steps == 7 and len(state.history) == 2
 
 
 # ---- files

@@ -11,8 +11,8 @@ from torch.testing import assert_close
 
 from policydiffusion.core import NonFiniteLoss, load_tensors, save_tensors
 from policydiffusion.diffusion import (GaussianOracle, NoiseSkip, Schedule, ToyDenoiser, cosine_schedule, ddim_step, ddpm_step,
-                                       diffusion_loss, dpm_step, drop_condition, guided, log_variance, predict_x0, q_sample,
-                                       sample, swiss_roll, timesteps, train_diffusion, vlb_term)
+                                       diffusion_loss, dpm_step, drop_condition, guided, optimiser_of, predict_x0, q_sample,
+                                       sample, swiss_roll, timesteps, train_diffusion)
 
 SCHEDULE = cosine_schedule()
 COSINE = dict(num_train_timesteps=600, beta_schedule='squaredcos_cap_v2')
@@ -60,43 +60,113 @@ def test_q_sample_is_the_library_s():
 # ---- the objective
 
 @pytest.mark.parametrize('t', [1, 7, 100, 550])
-def test_vlb_term_is_the_divergence_of_the_two_gaussians(t):
-    x0, eps, eps_hat, v = torch.randn(4, 6, 3, generator=gen(t)).double()
-    beta, abar, before, low = SCHEDULE.betas[t], SCHEDULE.abar[t], SCHEDULE.abar[t - 1], SCHEDULE.beta_tilde[t]
-    x = abar.sqrt()*x0 + (1 - abar).sqrt()*eps
-    truth = Normal((before.sqrt()*beta*x0 + (1 - beta).sqrt()*(1 - before)*x)/(1 - abar), low.sqrt())
-    ours = Normal((x - beta/(1 - abar).sqrt()*eps_hat)/(1 - beta).sqrt(), (log_variance(v, low, beta)/2).exp())
-    near(vlb_term(SCHEDULE, torch.full((6,), t), eps_hat - eps, v), kl_divergence(truth, ours).mean(1), 1e-6)
+def test_a_weight_of_the_bound_is_the_divergence_of_two_gaussians(t):
+    "Of the variance beta-tilde both; the means follow from the true and from a wrong noise."
+    x, eps, wrong = torch.randn(3, 6, generator=gen(t)).double()
+    beta, abar, low = SCHEDULE.betas[t], SCHEDULE.abar[t], SCHEDULE.beta_tilde[t]
+    truth, ours = (Normal((x - beta/(1 - abar).sqrt()*e)/(1 - beta).sqrt(), low.sqrt()) for e in (eps, wrong))
+    near(SCHEDULE.bound_weights[t]*(wrong - eps)**2, kl_divergence(truth, ours), 1e-6)
 
 
-def test_vlb_term_at_step_zero_is_a_likelihood():
-    x0, eps, eps_hat, v = torch.randn(4, 6, 3, generator=gen()).double()
-    beta, low = SCHEDULE.betas[0], SCHEDULE.beta_tilde[0]
-    x = (1 - beta).sqrt()*x0 + beta.sqrt()*eps
-    ours = Normal((x - beta.sqrt()*eps_hat)/(1 - beta).sqrt(), (log_variance(v, low, beta)/2).exp())
-    near(vlb_term(SCHEDULE, torch.zeros(6, dtype=torch.long), eps_hat - eps, v), -ours.log_prob(x0).mean(1), 1e-6)
+def test_weights_of_the_bound_by_hand():
+    "Two steps: beta is .5 and .999, abar .5 and .0005, beta-tilde of the second .999*.5/.9995."
+    want = .999**2/(2*(.999*.5/.9995)*.001*.9995)
+    near(cosine_schedule(2, s=0.).bound_weights, [want, want], 1e-8)
+
+
+class Fixed(nn.Module):
+    "Says the same noise to everybody."
+    def __init__(self, noise=0.):
+        super().__init__()
+        self.out, self.logvar = nn.Parameter(torch.tensor(noise)), nn.Parameter(torch.zeros(600))
+    def forward(self, x, t, cond, given): return self.out.expand_as(x)
+
+
+def draw_of(b, seed):
+    "Steps and noise as the loss draws them."
+    g = gen(seed)
+    return torch.randint(600, (b,), generator=g), torch.randn(b, 2, generator=g)
+
+
+def test_the_paper_s_loss_by_hand():
+    "m/exp(l) + l + 1e-5 w m, averaged over the examples; m is the mean square of the noise for who says 0."
+    t, eps = draw_of(32, 3)
+    m, l = eps.square().mean(1), torch.linspace(-2, 1, 600)
+    loss = diffusion_loss(Fixed(), SCHEDULE, torch.zeros(32, 2), torch.zeros(32, 0), generator=gen(3), logvar=l)
+    near(loss, (m/l[t].exp() + l[t] + 1e-5*SCHEDULE.bound_weights[t]*m).mean(), 1e-5)
+    plain = diffusion_loss(Fixed(), SCHEDULE, torch.zeros(32, 2), torch.zeros(32, 0), generator=gen(3), vlb_weight=0.)
+    near(plain, m.mean(), 1e-6)
+
+
+def test_gradients_of_the_paper_s_loss_by_hand():
+    "Of l_t: (1 - m/exp(l_t))/b at the steps drawn, 0 elsewhere; into the noise: 2 (out - eps)/exp(l_t), as each step's weight says."
+    t, eps = draw_of(16, 5)
+    model = Fixed(.3)
+    with torch.no_grad(): model.logvar.copy_(torch.linspace(-1, 1, 600))
+    diffusion_loss(model, SCHEDULE, torch.zeros(16, 2), torch.zeros(16, 0), vlb_weight=0., generator=gen(5), logvar=model.logvar).backward()
+    l, m = model.logvar.detach()[t], (.3 - eps).square().mean(1)
+    want = torch.zeros(600).index_add(0, t, (1 - m/l.exp())/16)
+    assert_close(model.logvar.grad, want)
+    assert_close(model.out.grad, (2*(.3 - eps)/l.exp()[:, None]).mean())
+
+
+def test_the_loss_learns_the_size_of_each_step_s_error():
+    "With a rate of its own, exp(l) becomes the mean squared error; with the network's 1e-5 it stays at 1."
+    x0 = torch.zeros(600, 16)
+    sizes = {}
+    for rate in (.1, 1e-5):
+        model = Fixed(2.)  # errs by 1 + 4 at every step
+        for _ in train_diffusion(model, SCHEDULE, x0, steps=150, batch_size=600, lr=1e-9, logvar_lr=rate): pass
+        sizes[rate] = model.logvar.detach().exp()
+    assert (sizes[.1].median() - 5).abs() < .4 and (sizes[1e-5] - 1).abs().max() < .01
+
+
+def test_other_outputs_do_not_count():
+    "A second half of a network's output, a variance in older files, gets no gradient."
+    model = nn.Linear(1, 4)
+    diffusion_loss(lambda x, t, cond, given: model(torch.ones(len(x), 1)), SCHEDULE, torch.zeros(8, 2), torch.zeros(8, 0), generator=gen()).backward()
+    assert model.bias.grad[:2].abs().min() > 0 and not model.bias.grad[2:].any()
+
+
+def test_sizes_have_a_learning_rate_of_their_own():
+    model = Fixed()
+    weights, sizes = optimiser_of(model, 1e-3, .01, 1e-2).param_groups
+    assert weights['params'] == [model.out] and (weights['lr'], weights['weight_decay']) == (1e-3, .01)
+    assert sizes['params'][0] is model.logvar and (sizes['lr'], sizes['weight_decay']) == (1e-2, 0.)
+    assert len(optimiser_of(model, 1e-3, .01, 0.).param_groups) == 1
+
+
+def test_gradients_are_clipped():
+    "AdamW does not show it; the gradient that it is given does."
+    model = Fixed(100.)
+    for _ in train_diffusion(model, SCHEDULE, torch.zeros(4, 2), steps=1, batch_size=4, clip=.5): pass
+    assert_close(model.out.grad.abs(), torch.tensor(.5))
+
+
+def test_data_are_drawn_afresh_from_their_spread():
+    "A model that repeats its clean input's mean sees, over an epoch, the spread that was asked for, each number its own."
+    seen = []
+    class Spy(Fixed):
+        def forward(self, x, t, cond, given):
+            seen.append(x[t < 3])  # nearly clean
+            return super().forward(x, t, cond, given)
+    x0, spread = torch.tensor([[5., -5.]]).expand(1000, 2), torch.tensor([[.5, 2.]]).expand(1000, 2)
+    for _ in train_diffusion(Spy(), SCHEDULE, x0, steps=100, batch_size=1000, spread=spread): pass
+    x = torch.cat(seen)
+    near(x.mean(0), [5., -5.], .25)
+    near(x.std(0)/torch.tensor([.5, 2.]), [1., 1.], .1)
+
+
+def test_length_in_steps_does_not_depend_on_the_data():
+    x0, place = swiss_roll(100, generator=gen())
+    run = [(s.step, s.epoch) for s in train_diffusion(ToyDenoiser(cond_size=2, width=8), SCHEDULE, x0, place, steps=6, batch_size=32)]
+    assert run == [(i + 1, i//4) for i in range(6)]
 
 
 def test_loss_of_the_perfect_denoiser_is_the_irreducible_one():
     x0 = 3 + .5*torch.randn(100_000, 1, generator=gen())
     loss = diffusion_loss(GaussianOracle(SCHEDULE, 3., .5), SCHEDULE, x0, torch.zeros(len(x0), 0), vlb_weight=0., generator=gen(1))
     near(loss, (.25*SCHEDULE.abar/(.25*SCHEDULE.abar + 1 - SCHEDULE.abar)).mean(), .005)
-
-
-def test_the_bound_trains_only_the_variance():
-    class Free(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.out = nn.Parameter(torch.full((1, 4), .1))
-        def forward(self, x, t, cond, given): return self.out.expand(len(x), 4)
-    x0, none = torch.randn(64, 2, generator=gen()), torch.zeros(64, 0)
-    grads = []
-    for weight in (0., 1.):
-        model = Free()
-        diffusion_loss(model, SCHEDULE, x0, none, vlb_weight=weight, generator=gen(1)).backward()
-        grads.append(model.out.grad[0])
-    assert_close(grads[0][:2], grads[1][:2])  # the noise: the same with and without the bound
-    assert (grads[0][2:] == 0).all() and (grads[1][2:] != 0).all()  # the variance: from the bound alone
 
 
 def test_dropped_conditions():
@@ -244,7 +314,7 @@ def test_the_library_s_default_clip_fails_the_oracle():
 # ---- sample: conditions, guidance, clip, seeds
 
 def echo(x, t, cond, given):
-    "A 'network' whose noise guess is its condition where given and 10 where not."
+    "A 'network' whose noise guess is its condition where given and 10 where not, with a variance output."
     return torch.cat([cond.where(given, 10.), torch.full_like(x, .5)], 1)
 
 
@@ -262,6 +332,24 @@ def test_two_conditions_by_hand():
     cond, yes = torch.tensor([[[3.]], [[4.]]]), torch.ones(2, 1, 1, dtype=torch.bool)
     assert_close(guided(echo, x, t, cond, yes, 1.)[0], torch.tensor([[10. + 2*((3. - 10.) + (4. - 10.))]]))
     assert_close(guided(echo, x, t, cond, yes, 0.)[0], torch.tensor([[10. + (3. - 10.) + (4. - 10.)]]))
+
+
+def test_a_network_without_variance_walks_with_the_lower_bound():
+    mute = lambda x, t, cond, given: echo(x, t, cond, given)[:, :1]
+    x, t, yes = torch.zeros(2, 1), torch.zeros(2), torch.ones(1, 2, 1, dtype=torch.bool)
+    cond = torch.tensor([[[3.], [4.]]])
+    for w in (0., 2.):
+        eps, v = guided(mute, x, t, cond, yes, w)
+        assert_close(eps, guided(echo, x, t, cond, yes, w)[0])
+        assert_close(v, torch.full((2, 1), -1.))
+
+
+def test_ddpm_without_learned_variance_is_the_library_s():
+    def step(theirs, t, their_x, x, a, a_next, noise):
+        theirs_next = theirs.step(their_x.tanh(), t, their_x, generator=gen(1000 + int(t))).prev_sample
+        noise = torch.randn(x.shape, generator=gen(1000 + int(t))) if t > 0 else torch.zeros_like(x)
+        return theirs_next, ddpm_step(x, x.tanh(), -torch.ones_like(x), a, a_next, noise)
+    walk(DDPMScheduler(**COSINE, variance_type='fixed_small', clip_sample=False), 600, step)
 
 
 def test_guided_oracle_shifts_as_the_formula_says():
@@ -339,23 +427,33 @@ def test_noise_skip():
 
 # ---- training
 
+PAPERS = dict(logvar_lr=1e-2, clip=1., ema_decay=0., spread=torch.full((100, 2), .1), steps=12, epochs=None)
+
+
+class WithSizes(ToyDenoiser):
+    def __init__(self, **sizes):
+        super().__init__(**sizes)
+        self.logvar = nn.Parameter(torch.zeros(600))
+
+
 def short_run(resume=None, stop=None, model=None, **how):
     x0, place = swiss_roll(100, generator=gen())
     torch.manual_seed(1 if resume is None else 2)
     settings = dict(epochs=3, batch_size=32, seed=5) | how
-    for s in train_diffusion(model or ToyDenoiser(cond_size=2, width=8), SCHEDULE, x0, place, resume=resume, **settings):
+    for s in train_diffusion(model or WithSizes(cond_size=2, width=8), SCHEDULE, x0, place, resume=resume, **settings):
         if s.step == stop: break
     return s
 
 
 @pytest.mark.parametrize('stop', (1, 4, 7, 12))  # first step, end of an epoch, mid-epoch, the very end
-def test_killed_and_resumed_equals_straight(stop, tmp_path):
-    straight = short_run().state()
-    state = short_run(stop=stop).state()
+@pytest.mark.parametrize('how', ({}, PAPERS))
+def test_killed_and_resumed_equals_straight(stop, how, tmp_path):
+    straight = short_run(**how).state()
+    state = short_run(stop=stop, **how).state()
     save_tensors(tmp_path/'state.safetensors', {k: x.numpy() for k, x in state.items()}, {'kind': 'training'})
     from_file, _ = load_tensors(tmp_path/'state.safetensors', kind='training')
     for resume in (state, from_file):
-        resumed = short_run(resume=resume).state()
+        resumed = short_run(resume=resume, **how).state()
         assert resumed.keys() == straight.keys()
         assert all((resumed[k] == straight[k]).all() for k in straight)
 

@@ -398,8 +398,9 @@ def test_a_loss_that_is_not_finite_stops_with_the_step(fresh):
 
 def test_encoding_in_chunks(autoencoder):
     model, rows = autoencoder
-    z = encode_policies(model, rows, chunk=7)
-    with torch.no_grad(): np.testing.assert_allclose(z, model.eval().encode(rows)[0], atol=1e-5)
+    z, spread = encode_policies(model, rows, chunk=7)
+    with torch.no_grad(): mean, logvar = model.eval().encode(rows)
+    np.testing.assert_allclose(z, mean, atol=1e-5); np.testing.assert_allclose(spread**2, logvar.exp(), rtol=1e-4)
 
 
 def test_unit_variance():
@@ -409,11 +410,18 @@ def test_unit_variance():
     np.testing.assert_allclose(s.undo(s(z)), z, rtol=1e-5)
 
 
+def test_one_scale_for_all_numbers():
+    "By hand: the s.d. of 0, 2, 4, 10 about their mean of 4 is sqrt(56/3), and nothing is subtracted."
+    s = LatentScale((2,)); s.fit(torch.tensor([[0., 2], [4, 10]]), scalar=True)
+    np.testing.assert_allclose(s(torch.tensor([[0., 8]])), [[0, 8/(56/3)**.5]], rtol=1e-6)
+
+
 # ---- the paper's settings
 
 def test_the_papers_numbers():
     s = diffusion_settings('paper')
-    assert (s.epochs, s.batch_size, s.lr, s.vlb_weight) == (500, 32, 1e-3, 1e-5)
+    assert (s.steps, s.batch_size, s.lr, s.vlb_weight) == (500*(7470//32 + 1), 32, 1e-3, 1e-5)
+    assert (s.logvar_lr, s.clip, s.ema_decay, s.scalar, s.velocity, s.cosine) == (1e-3, 1., 0., True, False, False)
     assert (s.sampling.sampler, s.sampling.n_steps, s.sampling.eta) == ('ddim', 100, 0.)
     design = Design(2, (4, 4, 4), {}, {'name': 'unet', **s.network})
     unet = generator_module._build('denoiser', DENOISERS, latent_shape=design.latent_shape, cond_size=2, n_steps=design.schedule_steps, **design.denoiser)

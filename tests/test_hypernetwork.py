@@ -46,6 +46,28 @@ def test_row_is_cut_from_tiles_and_bias_rows():
         torch.testing.assert_close(b, decoder.biases(x[:, 2*k + 1])[:, :b.shape[1]])
 
 
+def test_only_h_directions_of_a_latent_reach_the_weights():
+    "One code of h numbers for all nodes, as in the authors' code; with a code for each of six nodes 18 do."
+    torch.manual_seed(0)
+    z = torch.randn(4, 4, 4, dtype=torch.double)
+    for shared, most in ((True, 3), (False, 18)):
+        decoder = GraphHypernetwork(SMALL, hidden=3, shared_code=shared).double()
+        J = torch.autograd.functional.jacobian(lambda z: decoder(z[None])[0], z).flatten(1)
+        assert most - 2 < torch.linalg.matrix_rank(J) <= most  # a dead neuron may cost one
+
+
+def test_nodes_share_the_latent_s_code():
+    "By hand: before the walks a node is its shape's code beside W z + b, the same for all."
+    torch.manual_seed(0)
+    decoder, z = GraphHypernetwork(SMALL, hidden=3), torch.randn(2, 4, 4, 4)
+    seen = []
+    decoder.graph.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
+    decoder.nodes(z)
+    code = decoder.after(z).flatten(1)@decoder.latent_code.weight.T + decoder.latent_code.bias
+    torch.testing.assert_close(seen[0][..., 3:], code[:, None].expand(2, 6, 3))
+    assert decoder.latent_code.weight.shape == (3, 64)
+
+
 def test_each_walk_moves_information_one_way():
     torch.manual_seed(0)
     graph, x = GatedGraph(8), torch.randn(2, 5, 8)
