@@ -23,6 +23,15 @@ HASTE = 60  # the clock of small jobs runs so much faster: they take seconds, an
 
 # ---- jobs that go on where they were killed; each writes its result into a folder
 
+def writing(folder):
+    "Small files, written again and again."
+    from policydiffusion import core
+    rows = {task: core.pd.DataFrame({'task': task, 'x': core.np.arange(1000.)}) for task in ('ant', 'hopper')}
+    for i in range(40):
+        for task in rows: core.update_rows(folder/'table.csv', rows[task])
+        core.save_tensors(folder/'result.safetensors', {'x': core.np.arange(1e5)}, {'kind': 'result'})
+
+
 def training(folder):
     "An autoencoder of toy policies, as chapter 22 trains it."
     from policydiffusion import autoencoder as ae
@@ -91,7 +100,8 @@ def batches(folder):
     save_tensors(folder/'result.safetensors', found, {'kind': 'result'})
 
 
-JOBS = {'training': training, 'warm_start': warm_start, 'search': batches, 'pipeline': None}
+JOBS = {'writing': writing, 'training': training, 'warm_start': warm_start, 'search': batches,
+        'pipeline': None}
 
 
 # ---- killing them
