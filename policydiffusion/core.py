@@ -351,8 +351,8 @@ def load_tensors(
 ) -> tuple:  # dict of NumPy arrays, dict of the description
     "Read a file written by `save_tensors`; one clear sentence if it is missing, damaged, foreign or not finite."
     if not isinstance(path, (str, os.PathLike)): raise TypeError(f"path is {brief(repr(path))}: expected the name of a file")
-    path, wanted = Path(path), f"one of kind {kind or 'policydiffusion'}"
-    if not os.path.isfile(path): raise FileNotFoundError(f"{brief(path, 300)} does not exist: expected a file of kind {kind or 'policydiffusion'}")
+    path, wanted = Path(path), f"one of kind {brief(kind or 'policydiffusion')}"
+    if not os.path.isfile(path): raise FileNotFoundError(f"{brief(path, 300)} does not exist: expected a file {wanted[4:]}")
     tensors, meta = _read_parts(path, wanted)
     if not isinstance(meta, dict): raise ValueError(f"{path} was not written by policydiffusion: its header holds no description")
     if kind and meta.get('kind') != kind: raise ValueError(f"{path} is of kind {brief(repr(meta.get('kind')))}: expected kind {kind!r}")

@@ -108,6 +108,7 @@ def load_words(
     path: Path = WORDS,  # a table of predicates and phrases
 ) -> pd.DataFrame:  # columns predicate and phrase
     "The phrases of one kind; of those that name other predicates a tenth is kept, to say NOTHING here."
+    if about is not None and not isinstance(about, (list, tuple, set)): raise ValueError(f"about is {brief(repr(about))}: expected names of predicates, or None")
     if not Path(path).is_file(): raise FileNotFoundError(f"{path} does not exist: expected a table of words")
     with reading(path, 'table of words'): table = pd.read_csv(path, sep='\t', dtype=str, keep_default_na=False)
     missing = {'predicate', 'taught', 'phrase'} - set(table)
