@@ -85,28 +85,29 @@ def foreign_spec(
 def _unit(measures, ranges):
     "Measures (n, k), scaled from their ranges to [0, 1]."
     k = measures.shape[1]
-    low, high = np.array(((0, 1),)*k if ranges is None else ranges, float).reshape(-1, 2).T
-    if len(low) != k or not (low < high).all():
+    limits = np.array(((0, 1),)*k if ranges is None else ranges, float)
+    if limits.shape != (k, 2) or not (limits[:, 0] < limits[:, 1]).all():
         raise ValueError(f"ranges is {ranges}: expected {k} pairs (low, high), one a measure")
+    low, high = limits.T
     scaled = (measures - low)/(high - low)
     if (np.abs(scaled - .5) > .5 + 1e-6).any():
         raise ValueError(f"measures reach from {measures.min(0)} to {measures.max(0)}: "
-                         f"expected values within ranges, {list(zip(low.tolist(), high.tolist()))}")
+                         f"expected values within ranges, {limits.tolist()}")
     return np.clip(scaled, 0, 1)
 
 # %% ../nbs/61_your_own_archive.ipynb #8f2d7ac4
-def _choose(measures, order, dims, task):
-    "Measures (n, k) in our order; zeros if none of the file's is one of ours."
-    k = measures.shape[1] if order is None else len(order) or len(dims)
+def _our_measures(measures, ranges, order, dims, task):
+    "Measures (n, k) of the file, scaled and in our order; zeros if none of them is one of ours."
+    k = len(dims) if order == () else measures.shape[1] if order is None else len(order)
     if task in TASKS and k != TASKS[task].n_measures:
         names = ', '.join(TASKS[task].measure_names)
         raise ValueError(f"measures are {k} for each policy: expected {task}'s {names}; "
                          f"choose them by order, or leave them out by order=()")
-    if order is None: return measures
-    if not len(order): return np.zeros((len(measures), k), np.float32)
+    if order == (): return np.zeros((len(measures), k), np.float32)
+    order = tuple(range(k)) if order is None else order
     if not set(order) <= set(range(measures.shape[1])):
         raise ValueError(f"order is {order}: expected numbers below {measures.shape[1]}")
-    return measures[:, list(order)]
+    return _unit(measures, ranges)[:, list(order)]
 
 # %% ../nbs/61_your_own_archive.ipynb #d1a6c3f9
 def check_body(
@@ -150,9 +151,11 @@ def import_arrays(
     check_body(task, spec)
     measures = _numbers(measures, 'measures')
     if measures.ndim != 2: raise ValueError(f"measures has shape {measures.shape}: expected (n, k)")
+    order = None if order is None else tuple(order)
+    ranges = None if ranges is None else np.asarray(ranges, float).tolist()
     about = dict(source=source, ranges=ranges, order=order, use=USES[task in TASKS],
                  unknown=['length']*(length is None) + ['measures']*(order == ()))
-    measures = _choose(_unit(measures, ranges), order, dims, task)
+    measures = _our_measures(measures, ranges, order, dims, task)
     mean, std = (fill if x is None else x for x, fill in
                  ((obs_mean, np.zeros(spec.obs_size)), (obs_std, np.ones(spec.obs_size))))
     length = np.zeros(len(measures)) if length is None else length
@@ -265,10 +268,11 @@ def _repertoire(source):
 # %% ../nbs/61_your_own_archive.ipynb #fb07d5c3
 def _dense_layers(tree):
     "Kernels (cells, in, out) and biases (cells, out) of flax's nested dict, in network order."
-    while isinstance(tree, Mapping) and set(tree) == {'params'}: tree = tree['params']
-    names = [f'Dense_{k}' for k in range(len(tree))]
-    if set(tree) != set(names) or any(set(tree[n]) != {'kernel', 'bias'} for n in names):
-        raise ValueError(f"genotypes hold {', '.join(map(str, tree))}: "
+    while set(tree) == {'params'} and isinstance(tree['params'], Mapping): tree = tree['params']
+    names, parts = [f'Dense_{k}' for k in range(len(tree))], {'kernel', 'bias'}
+    dense = [x for x in tree.values() if isinstance(x, Mapping) and set(x) == parts]
+    if set(tree) != set(names) or len(dense) < len(tree):
+        raise ValueError(f"genotypes hold {', '.join(map(str, list(tree)[:5]))}: "
                          f"expected Dense_0, Dense_1, ..., each with kernel and bias")
     return [tuple(_numbers(tree[n][k], f'{n} {k}') for k in ('kernel', 'bias')) for n in names]
 
@@ -372,7 +376,7 @@ def _convert(
         if not isinstance(frame, pd.DataFrame):
             raise ValueError(f"it holds a {type(frame).__name__}: expected a data frame")
         np.savez(out, **_ppga_arrays(frame))
-    except Exception as e: sys.exit(f'{type(e).__name__}: {e}'.replace('\n', ' '))
+    except Exception as e: sys.exit(f'{type(e).__name__}: {e}'[:300].replace('\n', ' '))
 
 # %% ../nbs/61_your_own_archive.ipynb #b27c8ed5
 def _in_another_process(path):

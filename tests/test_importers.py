@@ -119,7 +119,7 @@ def test_npz_and_what_its_header_says(tmp_path):
 def test_order_and_unknown_measures():
     _, arrays = two_policies()
     assert import_arrays(**arrays, **ABOUT | {'order': (1, 0)}).measures.tolist() == [[0, 0], [1, .75]]
-    empty = import_arrays(**arrays, **ABOUT | {'order': ()})
+    empty = import_arrays(**arrays, **ABOUT | {'order': (), 'ranges': None})
     assert not empty.measures.any() and empty.meta['imported']['unknown'] == ['length', 'measures']
 
 
