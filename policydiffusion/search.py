@@ -251,7 +251,7 @@ def ppo_step(
     "Collect experience and improve every head once (PPO, clipped objective)."
     improve = jax.vmap(partial(improve_head, task, spec, settings), (0, 0, None, None, None, None))
     devices = jax.devices()
-    if len(weights) % len(devices) == 0:
+    if len(devices) > 1 and len(weights) % len(devices) == 0:  # a mesh of one would make the second call compile once more
         heads, shared = jax.sharding.PartitionSpec('heads'), jax.sharding.PartitionSpec()
         improve = jax.shard_map(improve, mesh=jax.sharding.Mesh(np.array(devices), ('heads',)), in_specs=(heads,)*2 + (shared,)*4, out_specs=heads, check_vma=False)
     return improve(learner, weights, gamma, lr, obs_mean, obs_std)
