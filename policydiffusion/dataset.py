@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SMOKE_POLICIES', 'BATCH', 'EVALUATION', 'TENSOR_FIELDS', 'load_archive', 'reevaluate', 'EvaluationSettings',
-           'Dataset', 'check_dataset', 'make_dataset', 'save_dataset', 'load_dataset', 'held_out']
+           'Dataset', 'check_dataset', 'make_dataset', 'save_dataset', 'load_dataset', 'held_out', 'requests_between']
 
 # %% ../nbs/15_dataset.ipynb #b86f789a
 import warnings
@@ -14,7 +14,7 @@ from pathlib import Path
 # %% ../nbs/15_dataset.ipynb #41824c7c
 import numpy as np
 from .archive import Archive, check_task, made_up_archive
-from .core import DATA, artifact_dir, brief, from_header, load_tensors, progress, reading, save_tensors
+from .core import check_count, DATA, artifact_dir, brief, from_header, load_tensors, progress, reading, save_tensors
 from .policy import PolicySpec
 from .rollout import evaluate, trace, visited_observations
 from .tasks import get_task
@@ -156,3 +156,16 @@ def held_out(
 ) -> np.ndarray:  # (n,) True inside the region
     "Elites with every measure inside the held-out box (paper, appendix)."
     return ((measures >= low) & (measures <= high)).all(-1)
+
+# %% ../nbs/15_dataset.ipynb #c1e2a002
+def requests_between(
+    archive: Archive,  # whose region is asked for
+    n: int,  # requests
+    seed: int,  # of the draw; fold a purpose into it, so that no judge meets a request of the training
+) -> np.ndarray:  # (n, k) measures
+    "Requests anywhere in the cells that an archive fills, each cell as often."
+    check_count('n', n)
+    rng, dims = np.random.default_rng(seed), np.array(archive.dims)
+    cells = rng.choice(np.unique(archive.cells()), n)
+    corner = np.stack(np.unravel_index(cells, archive.dims), 1)
+    return ((corner + rng.random(corner.shape))/dims).astype(np.float32)

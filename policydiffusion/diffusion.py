@@ -39,6 +39,7 @@ class Schedule:
 
     def __post_init__(self):
         b, a = torch.as_tensor(self.betas), torch.as_tensor(self.abar)
+        if b.is_meta: return  # a network that is only being measured holds no numbers
         if b.ndim != 1 or a.shape != b.shape or len(b) < 2:
             raise ValueError(f"betas and abar have shapes {tuple(b.shape)} and {tuple(a.shape)}: "
                              "expected (T,) both, with T at least 2")
@@ -270,6 +271,7 @@ def train_diffusion(
     logvar_lr: float = 0.,  # learning rate of `model.logvar`, each step's error; 0: all steps count alike
     clip: float = 1e9,  # largest norm of the gradient; no limit by default
     spread: torch.Tensor = None,  # (n, c, ...) s.d. of fresh noise on the data each time they are seen
+    moved: float = 0.,  # how far each entry of a condition is moved at most, each time it is seen
 ):  # yields a TrainStep after each step
     "Train a denoiser; a generator, so that the caller logs, saves and stops."
     device = next(model.parameters()).device
@@ -291,7 +293,9 @@ def train_diffusion(
         shuffle = torch.Generator().manual_seed(seed_for(seed, 'order', epoch))
         rows = torch.randperm(len(x0), generator=shuffle)[i*batch_size:(i + 1)*batch_size].to(device)
         seen = x0[rows] if spread is None else x0[rows] + spread[rows]*torch.randn(x0[rows].shape, generator=now.generator).to(x0)
-        loss = diffusion_loss(model, schedule, seen, cond[rows], p_drop, vlb_weight, now.generator, velocity, entries,
+        told = cond[rows]
+        if moved: told = told + moved*(2*torch.rand(told.shape, generator=now.generator) - 1).to(told)
+        loss = diffusion_loss(model, schedule, seen, told, p_drop, vlb_weight, now.generator, velocity, entries,
                               model.logvar if logvar_lr else None)
         if not torch.isfinite(loss):
             raise NonFiniteLoss(f"loss is {loss.item()} at step {step + 1} (epoch {epoch}): expected a finite number, "
@@ -402,7 +406,6 @@ def guided(
 SAMPLERS = ('ddpm', 'ddim', 'dpm')
 
 # %% ../nbs/31_samplers.ipynb #673e0664
-@torch.no_grad()
 def sample(
     model,  # model(x, t, cond, given) -> (b, c, ...) noise, or (b, 2c, ...) noise and v
     schedule: Schedule,  # the noise schedule of training
@@ -417,12 +420,15 @@ def sample(
     generator: torch.Generator = None,  # CPU generator; a seed then names the sample
     noise=None,  # noise(i) -> (b, c, ...) for call i, 0 is the start; drawn from `generator` if None
     last: int = None,  # where about to make the last call, if evenly spread ones would end higher
+    temperature: float = 1.,  # scale of the starting noise; below 1 draws lie closer to the middle
+    gradient: bool = False,  # remember how the sample was made, to train through the sampler
     path: bool = False,  # return the whole way, (n_steps + 1, b, c, ...), noise first
 ) -> torch.Tensor:  # (b, c, ...) new data
     "Draw data from a trained denoiser."
     check_choice('sampler', sampler, SAMPLERS)
     for size in shape: check_count('shape', size)
     check_number('eta', eta, 0, 1); check_number('guidance', guidance)
+    check_number('temperature', temperature, 0)
     if clip is not None: check_number('clip', clip, 0)
     cond = torch.zeros(shape[0], 0) if cond is None else cond
     given = torch.ones_like(cond, dtype=torch.bool) if given is None else given
@@ -433,10 +439,11 @@ def sample(
     noise = noise or (lambda i: torch.randn(shape, generator=generator))
     steps = timesteps(schedule.n_steps, n_steps, last)
     abar = torch.cat([schedule.abar[steps], torch.ones(1)])
-    x, old, way = noise(0).to(cond.device), (None, None), []
+    x, old, way = temperature*noise(0).to(cond.device), (None, None), []
     for i, (t, a, a_next) in enumerate(zip(steps, abar, abar[1:]), 1):
         way.append(x)
-        eps, v = guided(model, x, torch.full(shape[:1], t, device=cond.device), cond, given, guidance)
+        with torch.set_grad_enabled(gradient and torch.is_grad_enabled()):
+            eps, v = guided(model, x, torch.full(shape[:1], t, device=cond.device), cond, given, guidance)
         x0 = predict_x0(x, eps, a)
         if clip is not None:
             x0 = x0.clamp(-clip, clip)
