@@ -107,7 +107,7 @@ def start_learner(
     key, k1, k2 = jax.random.split(key, 3)
     if critic is None: critic = init_params(k1, critic_spec(spec), 1.)
     critic = jnp.broadcast_to(critic, (n,) + critic.shape[-1:])
-    log_std = jnp.full((n, spec.act_size), log_std)
+    log_std = jnp.full((n, spec.act_size), log_std, jnp.float32)  # without its type, a weak one, `ppo_step` would compile twice
     opt = jax.vmap(optimiser(settings.max_grad_norm).init)((params, log_std, critic))
     return Learner(params, log_std, critic, opt, _fresh_states(task, n, settings.envs, k2), jnp.zeros(n), jnp.ones(n), jax.random.split(key, n))
 
@@ -251,7 +251,7 @@ def ppo_step(
     "Collect experience and improve every head once (PPO, clipped objective)."
     improve = jax.vmap(partial(improve_head, task, spec, settings), (0, 0, None, None, None, None))
     devices = jax.devices()
-    if len(devices) > 1 and len(weights) % len(devices) == 0:  # a mesh of one would make the second call compile once more
+    if len(devices) > 1 and len(weights) % len(devices) == 0:
         heads, shared = jax.sharding.PartitionSpec('heads'), jax.sharding.PartitionSpec()
         improve = jax.shard_map(improve, mesh=jax.sharding.Mesh(np.array(devices), ('heads',)), in_specs=(heads,)*2 + (shared,)*4, out_specs=heads, check_vma=False)
     return improve(learner, weights, gamma, lr, obs_mean, obs_std)
@@ -830,6 +830,7 @@ def local_trend(
 # %% ../nbs/14_search.ipynb #57ab20ec
 def latent_step(
     pool: Pool,  # candidates
+    elites: np.ndarray,  # (e,) rows of the elites that parents and neighbours are taken from
     basis: tuple,  # (P,) mean, (P, d) principal components
     p: np.ndarray,  # (n,) probability of each to be a parent
     n: int,  # number of children
@@ -838,10 +839,9 @@ def latent_step(
 ) -> tuple:  # (n, P) children, (n,) index of the parents
     "From each parent a step that should move it by so many cells and up, and part of a neighbour's residual."
     mean, V = basis
-    elites = np.flatnonzero(pool.rank == 0)
     z = (pool.params @ V - mean @ V)[elites]
     y = np.c_[pool.measures[elites]*pool.dims, pool.objective[elites]/(pool.objective[elites].std() + 1e-9)]
-    at = rng.choice(len(elites), n, p=p[elites])
+    at = rng.choice(len(elites), n, p=p[elites]/p[elites].sum())
     slopes, left = local_trend(z, y, at, settings.neighbours)
     scale = lambda lo_hi: np.exp(rng.uniform(*np.log(lo_hi), (n, 1)))
     goal = rng.standard_normal((n, y.shape[1]))*scale(settings.step)
@@ -984,10 +984,12 @@ class Search:
     def latent(self):
         "One batch of steps in the space of the elites' principal components; variation while there are too few of them."
         s, elite = self.settings.latent, self.pool.rank == 0
-        if elite.sum() < 2*s.neighbours: return self.iso_line()
+        living = elite & (self.pool.length >= self.lasting)  # those that fall differ from them in more ways than those among themselves
+        elites = np.flatnonzero(living if living.sum() >= 2*s.neighbours else elite)
+        if len(elites) < 2*s.neighbours: return self.iso_line()
         if self.basis is None or self.seconds - self.fitted > s.refit:
-            self.basis, self.fitted = principal_components(self.pool.params[elite], s.d, self.rng), self.seconds
-        children, chosen = latent_step(self.pool, self.basis, self.weights(), self.settings.batch, self.rng, s)
+            self.basis, self.fitted = principal_components(self.pool.params[elites], s.d, self.rng), self.seconds
+        children, chosen = latent_step(self.pool, elites, self.basis, self.weights(), self.settings.batch, self.rng, s)
         np.add.at(self.visits, self.pool.cell[chosen], 1)
         return self.try_all(children)
 

@@ -96,7 +96,7 @@ def test_latent_steps_go_where_they_should():
     insert(pool, (y @ B).astype(np.float32), objective, measures, objective)
     basis = principal_components(pool.params, 3, rng)
     size = Latent(d=3, neighbours=40, step=(2., 2.01), climb=3., noise=(1e-9, 2e-9))
-    children, parents = latent_step(pool, basis, np.full(len(pool), 1/len(pool)), 500, rng, size)
+    children, parents = latent_step(pool, np.arange(len(pool)), basis, np.full(len(pool), 1/len(pool)), 500, rng, size)
     moved = np.linalg.lstsq(B.T, (children - pool.params[parents]).T, rcond=None)[0].T
     assert np.allclose(moved[:, :2].std(0), 2, rtol=.1) and abs(moved[:, :2].mean()) < .2
     assert np.allclose(np.sort(moved[:, 2])[[0, 250, 499]], np.array([0, 1.5, 3])*objective[:].std(), atol=.4)
@@ -299,6 +299,17 @@ def test_every_task_has_settings(task, scale):
     assert sum(share for _, share in size.search.operators) == pytest.approx(1)
     assert size.ppo.envs*size.ppo.unroll % size.ppo.minibatches == 0
     assert size.horizon == 1000 and size.episodes == {'laptop': 10, 'night': 10, 'paper': 50}[scale]
+
+
+def test_a_learner_keeps_its_types_so_that_ppo_compiles_once():
+    import jax
+    import jax.numpy as jnp
+    spec = get_task('walker2d').spec()
+    start = start_learner('walker2d', spec, jnp.zeros((2, spec.n_params)), jax.random.key(0), TINY)
+    step = lambda learner: ppo_step('walker2d', spec, TINY, learner, jnp.zeros((2, 4)), .99, 1e-3, jnp.zeros(17), jnp.ones(17))
+    after = jax.eval_shape(step, start)[0]
+    kinds = lambda learner: [(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(learner)]
+    assert kinds(start) == kinds(after)
 
 
 def learnt(heads):
