@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 figures_goal = all
-GOALS = help install figures archive paper-full baselines ablations steering minutes test in-step notebooks units
+GOALS = help install demo explorer figures archive paper-full baselines ablations steering minutes test in-step notebooks units
 SETTINGS = TASKS SCALE CORES PYTHON
 .PHONY: $(GOALS)
 
@@ -32,6 +32,8 @@ help:
 	@echo 'make steering  teach words, and count how many prompts are obeyed; sequences with a second seed: a quarter of an hour more'
 	@echo 'make ablations one knob at a time, two seeds each: an hour more'
 	@echo 'make minutes   note how long steps took on this computer and how many policies it made in a second: only worth it if it had nothing else to do'
+	@echo 'make demo      JupyterLab at the demo chapter: choose a robot, click the map, watch it walk'
+	@echo 'make explorer  the same as a static page with recorded walks, site/explorer/: some minutes'
 	@echo 'make test      notebooks and library in step, every notebook at smoke scale, pytest'
 	@echo 'make install   only the virtual environment, which the others make when it is needed'
 
@@ -43,6 +45,12 @@ $(STAMP): requirements.lock settings.ini setup.py
 	python -m pip install --disable-pip-version-check -r requirements.lock
 	python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
+
+demo: $(STAMP)
+	jupyter lab nbs/01_demo.ipynb
+
+explorer: $(STAMP)
+	python -c 'from policydiffusion.explore import write_page; print(write_page("site/explorer"))'
 
 figures: $(STAMP)
 	@case '$(CORES)' in ''|0*|*[!0-9]*) echo 'error: CORES is $(CORES): expected a whole number from 1' >&2; exit 1;; esac; \

@@ -20,6 +20,7 @@ setup(
     project_urls={'Source': cfg['git_url']},
     packages=find_packages(include=[cfg['lib_path'] + '*']),
     include_package_data=True,
+    package_data={cfg['lib_path']: ['static/*']},
     zip_safe=False,
     install_requires=shlex.split(cfg['requirements']),
     extras_require=extras,

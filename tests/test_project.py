@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 MODULES = sorted(p for p in (ROOT/'policydiffusion').glob('*.py') if not p.stem.startswith('_'))
 NOTEBOOKS = sorted(p for p in (ROOT/'nbs').glob('*.ipynb') if not p.stem.startswith('_'))
 ROOMS = ('core', 'lanes', 'policy', 'tasks', 'rollout', 'archive', 'importers', 'search', 'dataset', 'hypernetwork', 'autoencoder', 'diffusion', 'denoiser', 'text',
-         'generator', 'language', 'metrics', 'compose', 'baselines')  # a module imports only from rooms to its left
+         'generator', 'language', 'metrics', 'compose', 'baselines', 'explore')  # a module imports only from rooms to its left
 
 modules = pytest.mark.parametrize('path', MODULES, ids=lambda p: p.stem)
 notebooks = pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
