@@ -3,17 +3,17 @@
 import ast, fcntl, hashlib, json, os, re, shutil, symtable, sys
 from pathlib import Path
 from policydiffusion.archive import Archive
-from policydiffusion.autoencoder import COMPACT_SIZES, compact_sizes
+from policydiffusion.behaviour import COMPACT_SIZES, compact_sizes
 from policydiffusion.core import SCALES, SEEDS, atomic_path, check_choice
 from policydiffusion.tasks import get_task
 
 RUNS = {  # the seeds of every method that is trained at each scale
-    'smoke': {'ours': SEEDS[:1], 'paper': SEEDS[:1]},
-    'laptop': {'ours': SEEDS, 'paper': SEEDS[:2]},
-    'night': {'ours': SEEDS[:2], 'paper': SEEDS[:1]},
-    'paper': {'ours': SEEDS, 'paper': SEEDS}}
-STUDIES = 'kl', 'hidden', 'centring', 'code', 'actions', 'loss', 'length', 'average', 'condition', 'latent', 'behaviour', 'guidance', 'steps'  # of chapter 44
-MINUTES = {'dataset': 1, 'autoencoder': 1.5, 'diffusion': 1, 'behaviour': .5, 'rehearsal': 1, 'small_denoiser': .5, 'metrics': .5, '53_fig4_epochs': 1, 'baselines': 20, 'held_out': 10, 'ablation': 5, 'reproduction': 5, 'language': 8, 'sequences': 1.5, 'combine': 1, '52_fig3_prompts': .5}  # at laptop scale on 2 cores; .5 for the others
+    'smoke': {'compact': SEEDS[:1], 'paper': SEEDS[:1]},
+    'laptop': {'compact': SEEDS, 'paper': SEEDS[:2]},
+    'night': {'compact': SEEDS[:2], 'paper': SEEDS[:1]},
+    'paper': {'compact': SEEDS, 'paper': SEEDS}}
+STUDIES = 'kl', 'hidden', 'centring', 'code', 'actions', 'loss', 'length', 'average', 'condition', 'latent', 'behaviour', 'guidance', 'steps'  # of chapter 47
+MINUTES = {'dataset': 1, 'autoencoder': 1.5, 'diffusion': 1, 'behaviour': .5, 'relabel': 1, 'compact_diffusion': .5, 'metrics': .5, '53_fig4_epochs': 1, 'baselines': 20, 'held_out': 10, 'ablation': 5, 'reproduction': 5, 'language': 8, 'sequences': 1.5, 'combine': 1, '52_fig3_prompts': .5}  # at laptop scale on 2 cores; .5 for the others
 # log lines of papermill and of the kernel that say nothing about the run
 CHATTER = 'IPKernelApp|(Input|Output) Notebook: |Executing notebook with|(Executing|Ending) Cell|<Figure size|Black is not installed|^$'
 
@@ -37,7 +37,7 @@ try:  # bad input is refused here, in one sentence and before anything is touche
     if SCALE == 'laptop':
         for task in TASKS: Archive.load(archive(task), task)
 except ValueError as e: sys.exit(f'error: {e}')
-except FileNotFoundError as e: sys.exit(f'error: {e}; chapter 14 searches one, to be put there')
+except FileNotFoundError as e: sys.exit(f'error: {e}; chapter 17 searches one, to be put there')
 
 # One run at a time in a folder. The lock belongs to the process that holds it, so a killed run
 # leaves none behind. A dry run writes nothing that another one reads; a cluster's jobs belong to
@@ -169,15 +169,15 @@ def says(rule, what):
     return f'==> {rule} {what}' + f': about {MINUTES.get(rule, .5):g} min of {{LEFT}} left'*(SCALE == 'laptop')
 
 
-PAPER_COST = {  # rule: gigabytes, hours, graphics cards at paper scale; chapter 62 says where the hours come from
-    'search': (64, 24, 1), 'dataset': (64, 2, 1), 'autoencoder': (64, 8, 1), 'diffusion': (32, 8, 1), 'behaviour': (64, 4, 0), 'rehearsal': (64, 8, 1),
-    'small_denoiser': (32, 4, 0), 'metrics': (64, 2, 1), 'ablation': (64, 24, 1), 'baselines': (64, 24, 1), 'held_out': (64, 12, 1)}
+PAPER_COST = {  # rule: gigabytes, hours, GPUs at paper scale; chapter 62 says where the hours come from
+    'search': (64, 24, 1), 'dataset': (64, 2, 1), 'autoencoder': (64, 8, 1), 'diffusion': (32, 8, 1), 'behaviour': (64, 4, 0), 'relabel': (64, 8, 1),
+    'compact_diffusion': (32, 4, 0), 'metrics': (64, 2, 1), 'ablation': (64, 24, 1), 'baselines': (64, 24, 1), 'held_out': (64, 12, 1)}
 
 
 def cost(rule):
-    "What a cluster should reserve for a step: memory, minutes, graphics cards."
-    gigabytes, hours, cards = PAPER_COST.get(rule, (8, 2, 0)) if SCALE == 'paper' else (4, 2, 0)
-    return dict(mem_mb=1000*gigabytes, runtime=60*hours, gpu=cards)
+    "What a cluster should reserve for a step: memory, minutes, GPUs."
+    gigabytes, hours, gpus = PAPER_COST.get(rule, (8, 2, 0)) if SCALE == 'paper' else (4, 2, 0)
+    return dict(mem_mb=1000*gigabytes, runtime=60*hours, gpu=gpus)
 
 wildcard_constraints:
     scale='|'.join(SCALES), task='[a-z0-9_]+', method='[a-z_]+', seed=r'\d+'
@@ -191,17 +191,17 @@ COMMON_SEEDS = [s for s in SEEDS if all(s in seeds for seeds in RUNS[SCALE].valu
 LISTS = dict(tasks=','.join(TASKS), methods=','.join(RUNS[SCALE]), seeds=','.join(map(str, COMMON_SEEDS)))
 ONE_SEED = dict(tasks=LISTS['tasks'], seed=COMMON_SEEDS[0])
 COMPARED = [f'artifacts/{SCALE}/{task}/reference.safetensors' for task in TASKS] + runs('{run}/generated.safetensors')
-STEERED = '51_fig2_sequences', '52_fig3_prompts'  # one of each machine; words come from the shipped generators until `make steering` has taught others
+STEERED = '51_fig2_sequences', '52_fig3_prompts'  # one of each robot; words come from the shipped generators until `make steering` has taught others
 shipped = lambda name: Path(f'data/generators/{name}.safetensors').is_file()
 # of which they can be drawn at once: no generator of the paper's scale is shipped, and at smoke scale the shipped ones play
 NOW = {'smoke': list(filter(shipped, TASKS)), 'laptop': TASKS, 'night': [], 'paper': []}[SCALE]
-SPOKEN = [task for task in NOW if shipped(f'{task}_text')]  # machines that can be asked in words
+SPOKEN = [task for task in NOW if shipped(f'{task}_text')]  # robots that can be asked in words
 
 
 def played(tasks, seeds):
-    "Sequences with these seeds, and several wishes at once with the first, where two measures make two halves."
-    return [f'artifacts/{SCALE}/{task}/drawn/41_compose-{seed}' for task in tasks for seed in seeds] + \
-           [f'artifacts/{SCALE}/{task}/drawn/45_combine-{SEEDS[0]}' for task in tasks if get_task(task).n_measures == 2]
+    "Sequences with these seeds, and several conditions at once with the first, where two measures make two halves."
+    return [f'artifacts/{SCALE}/{task}/drawn/45_sequences-{seed}' for task in tasks for seed in seeds] + \
+           [f'artifacts/{SCALE}/{task}/drawn/46_combine-{SEEDS[0]}' for task in tasks if get_task(task).n_measures == 2]
 
 PLAYED = played(NOW, SEEDS[:1])
 FIGURES = {  # notebook: what it reads, its parameters
@@ -216,8 +216,8 @@ RUN = '{wildcards.task} {wildcards.method}-{wildcards.seed}'
 
 
 def ablations(studies, seeds):
-    "What chapter 44 leaves behind, for every task."
-    return [f'artifacts/{SCALE}/{task}/drawn/44_ablations-{study}-{seed}' for task in TASKS for study in studies for seed in seeds]
+    "What chapter 47 leaves behind, for every task."
+    return [f'artifacts/{SCALE}/{task}/drawn/47_ablations-{study}-{seed}' for task in TASKS for study in studies for seed in seeds]
 
 rule all:
     input:
@@ -226,14 +226,14 @@ rule all:
         ablations(('kl', 'hidden'), SEEDS) if SCALE == 'paper' else []
 
 rule search:
-    input: code('14_search')
+    input: code('17_search')
     output: 'artifacts/{scale}/{task}/search-{seed}/archive.safetensors'
-    log: 'runs/{scale}/{task}/search-{seed}/14_search.ipynb'
-    benchmark: 'artifacts/{scale}/{task}/search-{seed}/times/14_search.tsv'
+    log: 'runs/{scale}/{task}/search-{seed}/17_search.ipynb'
+    benchmark: 'artifacts/{scale}/{task}/search-{seed}/times/17_search.tsv'
     message: says('search', '{wildcards.task}')
     threads: 2
     resources: **cost('search')
-    shell: notebook('14_search', 'task', 'scale', 'seed')
+    shell: notebook('17_search', 'task', 'scale', 'seed')
 
 rule archive:
     input: 'artifacts/{scale}/{task}/search-1/archive.safetensors'
@@ -243,14 +243,14 @@ rule archive:
     shell: 'cp {input} {output}'
 
 rule dataset:
-    input: lambda wildcards: archive(wildcards.task), code('15_dataset')
+    input: lambda wildcards: archive(wildcards.task), code('19_dataset')
     output: multiext('artifacts/{scale}/{task}/', 'dataset.safetensors', 'reference.safetensors')
-    log: 'runs/{scale}/{task}/15_dataset.ipynb'
-    benchmark: 'artifacts/{scale}/{task}/times/15_dataset.tsv'
+    log: 'runs/{scale}/{task}/19_dataset.ipynb'
+    benchmark: 'artifacts/{scale}/{task}/times/19_dataset.tsv'
     message: says('dataset', '{wildcards.task}')
     threads: 2
     resources: **cost('dataset')
-    shell: notebook('15_dataset', 'task', 'scale')
+    shell: notebook('19_dataset', 'task', 'scale')
 
 rule autoencoder:
     input: rules.dataset.output[0], code('22_train_autoencoder')
@@ -264,20 +264,20 @@ rule autoencoder:
     shell: notebook('22_train_autoencoder', 'task', 'scale', 'method', 'seed')
 
 rule diffusion:
-    input: rules.dataset.output[0], rules.autoencoder.output, code('33_latent_diffusion')
+    input: rules.dataset.output[0], rules.autoencoder.output, code('35_latent_diffusion')
     output: multiext('artifacts/{scale}/{task}/{method}-{seed}/', 'generator.safetensors', 'latents.safetensors')
     wildcard_constraints: method='paper[a-z_]*'
-    log: 'runs/{scale}/{task}/{method}-{seed}/33_latent_diffusion.ipynb'
-    benchmark: 'artifacts/{scale}/{task}/{method}-{seed}/times/33_latent_diffusion.tsv'
+    log: 'runs/{scale}/{task}/{method}-{seed}/35_latent_diffusion.ipynb'
+    benchmark: 'artifacts/{scale}/{task}/{method}-{seed}/times/35_latent_diffusion.tsv'
     message: says('diffusion', RUN)
     threads: 1
     resources: **cost('diffusion')
-    shell: notebook('33_latent_diffusion', 'task', 'scale', 'method', 'seed')
+    shell: notebook('35_latent_diffusion', 'task', 'scale', 'method', 'seed')
 
 rule behaviour:
     input: rules.dataset.output[0], code('23_behaviour_loss')
     output: 'artifacts/{scale}/{task}/{method}-{seed}/autoencoder.safetensors'
-    wildcard_constraints: method='ours[a-z_]*'
+    wildcard_constraints: method='compact[a-z_]*'
     log: 'runs/{scale}/{task}/{method}-{seed}/23_behaviour_loss.ipynb'
     benchmark: 'artifacts/{scale}/{task}/{method}-{seed}/times/23_behaviour_loss.tsv'
     message: says('behaviour', RUN)
@@ -285,29 +285,29 @@ rule behaviour:
     resources: **cost('behaviour')
     shell: notebook('23_behaviour_loss', 'task', 'scale', 'method', 'seed')
 
-rule rehearsal:
-    input: rules.dataset.output[0], rules.behaviour.output, code('36_rehearsal')
-    output: multiext('artifacts/{scale}/{task}/{method}-{seed}/', 'answers.safetensors', 'latents.safetensors')
-    wildcard_constraints: method='ours[a-z_]*'
-    log: 'runs/{scale}/{task}/{method}-{seed}/36_rehearsal.ipynb'
-    benchmark: 'artifacts/{scale}/{task}/{method}-{seed}/times/36_rehearsal.tsv'
-    message: says('rehearsal', RUN)
+rule relabel:
+    input: rules.dataset.output[0], rules.behaviour.output, code('36_relabelling')
+    output: multiext('artifacts/{scale}/{task}/{method}-{seed}/', 'targets.safetensors', 'latents.safetensors')
+    wildcard_constraints: method='compact[a-z_]*'
+    log: 'runs/{scale}/{task}/{method}-{seed}/36_relabelling.ipynb'
+    benchmark: 'artifacts/{scale}/{task}/{method}-{seed}/times/36_relabelling.tsv'
+    message: says('relabel', RUN)
     threads: 1
-    resources: **cost('rehearsal')
-    shell: notebook('36_rehearsal', 'task', 'scale', 'method', 'seed')
+    resources: **cost('relabel')
+    shell: notebook('36_relabelling', 'task', 'scale', 'method', 'seed')
 
-rule small_denoiser:
+rule compact_diffusion:
     input:
-        rules.dataset.output[0], rules.behaviour.output, rules.rehearsal.output[0],
-        code('37_small_denoiser')
+        rules.dataset.output[0], rules.behaviour.output, rules.relabel.output[0],
+        code('37_compact_diffusion')
     output: 'artifacts/{scale}/{task}/{method}-{seed}/generator.safetensors'
-    wildcard_constraints: method='ours[a-z_]*'
-    log: 'runs/{scale}/{task}/{method}-{seed}/37_small_denoiser.ipynb'
-    benchmark: 'artifacts/{scale}/{task}/{method}-{seed}/times/37_small_denoiser.tsv'
-    message: says('small_denoiser', RUN)
+    wildcard_constraints: method='compact[a-z_]*'
+    log: 'runs/{scale}/{task}/{method}-{seed}/37_compact_diffusion.ipynb'
+    benchmark: 'artifacts/{scale}/{task}/{method}-{seed}/times/37_compact_diffusion.tsv'
+    message: says('compact_diffusion', RUN)
     threads: 1
-    resources: **cost('small_denoiser')
-    shell: notebook('37_small_denoiser', 'task', 'scale', 'method', 'seed')
+    resources: **cost('compact_diffusion')
+    shell: notebook('37_compact_diffusion', 'task', 'scale', 'method', 'seed')
 
 rule metrics:
     input:
@@ -334,39 +334,39 @@ for name, (reads, parameters) in FIGURES.items():
         resources: **cost(name)
         shell: notebook('{rule}', given='{params.given}')
 
-OURS = 'artifacts/{scale}/{task}/ours-{seed}'
-OF_OURS = [f'{OURS}/answers.safetensors', f'{OURS}/generator.safetensors']
+OURS = 'artifacts/{scale}/{task}/compact-{seed}'
+OF_OURS = [f'{OURS}/targets.safetensors', f'{OURS}/generator.safetensors']
 
 rule baselines:
-    input: rules.dataset.output, OF_OURS, code('42_baselines')
-    output: touch('artifacts/{scale}/{task}/drawn/42_baselines-{seed}')
-    log: 'runs/{scale}/{task}/42_baselines-{seed}.ipynb'
-    benchmark: 'artifacts/{scale}/{task}/times/42_baselines-{seed}.tsv'
+    input: rules.dataset.output, OF_OURS, code('41_baselines')
+    output: touch('artifacts/{scale}/{task}/drawn/41_baselines-{seed}')
+    log: 'runs/{scale}/{task}/41_baselines-{seed}.ipynb'
+    benchmark: 'artifacts/{scale}/{task}/times/41_baselines-{seed}.tsv'
     message: says('baselines', '{wildcards.task} {wildcards.seed}')
     threads: 2
     resources: **cost('baselines')
-    shell: notebook('42_baselines', 'task', 'scale', 'seed', torch_threads='{threads}')
+    shell: notebook('41_baselines', 'task', 'scale', 'seed', torch_threads='{threads}')
 
 TABLES = ' '.join(f'-r {k} {v}' for k, v in dict(LISTS, scale=SCALE).items())
 
 rule held_out:
     input:
-        rules.dataset.output, 'artifacts/{scale}/{task}/ours-{seed}/generated.safetensors',
-        code('43_lookup')
-    output: touch('artifacts/{scale}/{task}/drawn/43_lookup-{seed}')
-    log: 'runs/{scale}/{task}/43_lookup-{seed}.ipynb'
-    benchmark: 'artifacts/{scale}/{task}/times/43_lookup-{seed}.tsv'
+        rules.dataset.output, 'artifacts/{scale}/{task}/compact-{seed}/generated.safetensors',
+        code('42_requests')
+    output: touch('artifacts/{scale}/{task}/drawn/42_requests-{seed}')
+    log: 'runs/{scale}/{task}/42_requests-{seed}.ipynb'
+    benchmark: 'artifacts/{scale}/{task}/times/42_requests-{seed}.tsv'
     message: says('held_out', '{wildcards.task} {wildcards.seed}')
     threads: 2
     resources: **cost('held_out')
-    shell: notebook('43_lookup', 'task', 'scale', 'seed', torch_threads='{threads}')
+    shell: notebook('42_requests', 'task', 'scale', 'seed', torch_threads='{threads}')
 
 rule baselines_tables:
     input:
-        [f'artifacts/{SCALE}/{task}/drawn/42_baselines-{seed}' for task in TASKS for seed in RUNS[SCALE]['ours'][:2]],
-        # other sizes of ours: chapter 54 draws them for the first task
-        [f'artifacts/{SCALE}/{TASKS[0]}/results/ours_{size}-{SEEDS[0]}-metrics.csv' for size in COMPACT_SIZES if compact_sizes(SCALE, 'ours', TASKS[0]) != (size, size)],
-        [f'artifacts/{SCALE}/{task}/drawn/43_lookup-{SEEDS[0]}' for task in TASKS],
+        [f'artifacts/{SCALE}/{task}/drawn/41_baselines-{seed}' for task in TASKS for seed in RUNS[SCALE]['compact'][:2]],
+        # other sizes of compact: chapter 54 draws them for the first task
+        [f'artifacts/{SCALE}/{TASKS[0]}/results/compact_{size}-{SEEDS[0]}-metrics.csv' for size in COMPACT_SIZES if compact_sizes(SCALE, 'compact', TASKS[0]) != (size, size)],
+        [f'artifacts/{SCALE}/{task}/drawn/42_requests-{SEEDS[0]}' for task in TASKS],
         code('58_tables')
     output: touch(f'artifacts/{SCALE}/drawn/58_tables_with_baselines')
     log: f'runs/{SCALE}/58_tables_with_baselines.ipynb'
@@ -374,7 +374,7 @@ rule baselines_tables:
     message: 'the tables once more, with baselines'
     shell: notebook('58_tables', given='{params.given}')
 
-rule with_baselines:  # what simpler methods do with as many numbers, and ours with fewer; not part of the main job
+rule with_baselines:  # what simpler methods do with as many numbers, and compact with fewer; not part of the main job
     input: rules.baselines_tables.output
     log: f'runs/{SCALE}/54_frontier.ipynb'
     params: given=f'-r scale {SCALE} -r task {TASKS[0]}'
@@ -382,34 +382,34 @@ rule with_baselines:  # what simpler methods do with as many numbers, and ours w
     shell: notebook('54_frontier', given='{params.given}')
 
 rule language:
-    input: rules.dataset.output, OF_OURS, code('35_language')
-    output: 'artifacts/{scale}/{task}/ours-{seed}/text_generator.safetensors'
-    log: 'runs/{scale}/{task}/ours-{seed}/35_language.ipynb'
-    benchmark: 'artifacts/{scale}/{task}/ours-{seed}/times/35_language.tsv'
+    input: rules.dataset.output, OF_OURS, code('39_language')
+    output: 'artifacts/{scale}/{task}/compact-{seed}/text_generator.safetensors'
+    log: 'runs/{scale}/{task}/compact-{seed}/39_language.ipynb'
+    benchmark: 'artifacts/{scale}/{task}/compact-{seed}/times/39_language.tsv'
     message: says('language', '{wildcards.task} {wildcards.seed}')
     threads: 1
     resources: **cost('language')
-    shell: notebook('35_language', 'task', 'scale', 'seed')
+    shell: notebook('39_language', 'task', 'scale', 'seed')
 
 rule sequences:
-    input: 'artifacts/{scale}/{task}/ours-{seed}/generator.safetensors', code('41_compose')
-    output: touch('artifacts/{scale}/{task}/drawn/41_compose-{seed}')
-    log: 'runs/{scale}/{task}/ours-{seed}/41_compose.ipynb'
-    benchmark: 'artifacts/{scale}/{task}/ours-{seed}/times/41_compose.tsv'
+    input: 'artifacts/{scale}/{task}/compact-{seed}/generator.safetensors', code('45_sequences')
+    output: touch('artifacts/{scale}/{task}/drawn/45_sequences-{seed}')
+    log: 'runs/{scale}/{task}/compact-{seed}/45_sequences.ipynb'
+    benchmark: 'artifacts/{scale}/{task}/compact-{seed}/times/45_sequences.tsv'
     message: says('sequences', '{wildcards.task} {wildcards.seed}')
     threads: 1
     resources: **cost('sequences')
-    shell: notebook('41_compose', 'task', 'scale', 'seed')
+    shell: notebook('45_sequences', 'task', 'scale', 'seed')
 
 rule combine:
-    input: rules.dataset.output, OF_OURS, code('45_combine')
-    output: touch('artifacts/{scale}/{task}/drawn/45_combine-{seed}')
-    log: 'runs/{scale}/{task}/ours-{seed}/45_combine.ipynb'
-    benchmark: 'artifacts/{scale}/{task}/ours-{seed}/times/45_combine.tsv'
+    input: rules.dataset.output, OF_OURS, code('46_combine')
+    output: touch('artifacts/{scale}/{task}/drawn/46_combine-{seed}')
+    log: 'runs/{scale}/{task}/compact-{seed}/46_combine.ipynb'
+    benchmark: 'artifacts/{scale}/{task}/compact-{seed}/times/46_combine.tsv'
     message: says('combine', '{wildcards.task} {wildcards.seed}')
     threads: 1
     resources: **cost('combine')
-    shell: notebook('45_combine', 'task', 'scale', 'seed')
+    shell: notebook('46_combine', 'task', 'scale', 'seed')
 
 for task in TASKS:
     for name in STEERED:
@@ -418,7 +418,7 @@ for task in TASKS:
             rule:
                 name: f'{name}_{task}{words}'
                 input:
-                    f'artifacts/{SCALE}/{task}/ours-{SEEDS[0]}/{"text_" if words else ""}generator.safetensors',
+                    f'artifacts/{SCALE}/{task}/compact-{SEEDS[0]}/{"text_" if words else ""}generator.safetensors',
                     code(name)
                 output: touch(f'artifacts/{SCALE}/{task}/drawn/{name}{words}')
                 log: f'runs/{SCALE}/{task}/{name}.ipynb'
@@ -427,11 +427,11 @@ for task in TASKS:
                 message: says(name, task)
                 shell: notebook('{params.notebook}', given='{params.given}')
 
-rule with_steering:  # sequences, several wishes at once, words; not part of the main job
+rule with_steering:  # sequences, several conditions at once, words; not part of the main job
     input:
         [f'artifacts/{SCALE}/{task}/drawn/{name}_steered' for task in TASKS for name in STEERED],
-        [f'artifacts/{SCALE}/{task}/ours-{seed}/text_generator.safetensors' for task in TASKS for seed in RUNS[SCALE]['ours'][:2]],
-        played(TASKS, RUNS[SCALE]['ours'][:2])
+        [f'artifacts/{SCALE}/{task}/compact-{seed}/text_generator.safetensors' for task in TASKS for seed in RUNS[SCALE]['compact'][:2]],
+        played(TASKS, RUNS[SCALE]['compact'][:2])
     log: f'runs/{SCALE}/58_tables_with_steering.ipynb'
     params: given=TABLES
     message: 'the tables once more, with steering'
@@ -439,35 +439,35 @@ rule with_steering:  # sequences, several wishes at once, words; not part of the
 
 rule ablation:
     input:
-        rules.dataset.output, code('44_ablations'),
+        rules.dataset.output, code('47_ablations'),
         lambda wildcards: [f'artifacts/{wildcards.scale}/{wildcards.task}/{method}-{wildcards.seed}/generator.safetensors'
-                           for method in ('ours', 'paper') if wildcards.study in ('guidance', 'steps')],
+                           for method in ('compact', 'paper') if wildcards.study in ('guidance', 'steps')],
         lambda wildcards: [f'artifacts/{wildcards.scale}/{wildcards.task}/paper-{wildcards.seed}/autoencoder.safetensors']*(wildcards.study in ('loss', 'length', 'average', 'condition'))
-    output: touch('artifacts/{scale}/{task}/drawn/44_ablations-{study}-{seed}')
+    output: touch('artifacts/{scale}/{task}/drawn/47_ablations-{study}-{seed}')
     wildcard_constraints: study='|'.join(STUDIES)
-    log: 'runs/{scale}/{task}/44_ablations-{study}-{seed}.ipynb'
-    benchmark: 'artifacts/{scale}/{task}/times/44_ablations-{study}-{seed}.tsv'
+    log: 'runs/{scale}/{task}/47_ablations-{study}-{seed}.ipynb'
+    benchmark: 'artifacts/{scale}/{task}/times/47_ablations-{study}-{seed}.tsv'
     message: says('ablation', '{wildcards.task} {wildcards.study}-{wildcards.seed}')
     threads: 1
     resources: **cost('ablation')
-    shell: notebook('44_ablations', 'task', 'scale', 'study', 'seed')
+    shell: notebook('47_ablations', 'task', 'scale', 'study', 'seed')
 
 rule reproduction:
     input: rules.dataset.output, expand('artifacts/{{scale}}/{{task}}/paper-{{seed}}/{name}.safetensors', name=('autoencoder', 'generator'))
-    output: touch('artifacts/{scale}/{task}/drawn/46_reproduction-{seed}')
-    log: 'runs/{scale}/{task}/paper-{seed}/46_reproduction.ipynb'
-    benchmark: 'artifacts/{scale}/{task}/paper-{seed}/times/46_reproduction.tsv'
+    output: touch('artifacts/{scale}/{task}/drawn/48_reproduction-{seed}')
+    log: 'runs/{scale}/{task}/paper-{seed}/48_reproduction.ipynb'
+    benchmark: 'artifacts/{scale}/{task}/paper-{seed}/times/48_reproduction.tsv'
     message: says('reproduction', '{wildcards.task} {wildcards.seed}')
     threads: 1
     resources: **cost('reproduction')
-    shell: notebook('46_reproduction', 'task', 'scale', 'seed')
+    shell: notebook('48_reproduction', 'task', 'scale', 'seed')
 
 rule with_ablations:  # one thing changed at a time, and the stages of the paper's method taken apart; not part of the main job
-    input: ablations(STUDIES, SEEDS[:2]), [f'artifacts/{SCALE}/{task}/drawn/46_reproduction-{SEEDS[0]}' for task in TASKS]
-    log: f'runs/{SCALE}/59_ablations.ipynb'
-    params: given=f'-r scale {SCALE} -r task {TASKS[0]}'
-    message: says('59_ablations', TASKS[0])
-    shell: notebook('59_ablations', given='{params.given}')
+    input: ablations(STUDIES, SEEDS[:2]), [f'artifacts/{SCALE}/{task}/drawn/48_reproduction-{SEEDS[0]}' for task in TASKS]
+    log: f'runs/{SCALE}/47_ablations_drawn.ipynb'
+    params: given=f'-r scale {SCALE} -r task {TASKS[0]} -r study draw'
+    message: says('47_ablations', TASKS[0])
+    shell: notebook('47_ablations', given='{params.given}')
 
 rule paper_full:  # the paper's models at their full size and with its training, once; not part of the main job
     input: [f'artifacts/{SCALE}/{task}/results/paper_full-{SEEDS[0]}-metrics.csv' for task in TASKS]

@@ -34,7 +34,7 @@ def writing(folder):
 
 def training(folder):
     "An autoencoder of toy policies, as chapter 22 trains it."
-    from policydiffusion import autoencoder as ae
+    from policydiffusion import autoencoder as ae, training
     from policydiffusion.core import save_tensors
     from policydiffusion.policy import PolicySpec
     spec, checkpoint = PolicySpec(5, 2, (8, 8)), folder/'checkpoint.safetensors'
@@ -44,12 +44,12 @@ def training(folder):
     params = ae.toy_archive(spec, n=25, rank=3)
     mean_and_sd = ae.standardisation(params, settings.centring)
     model = ae.build_autoencoder(spec, settings, *mean_and_sd, False)
-    state = ae.start_training(model, {'params': params}, settings, 1)
-    if checkpoint.exists(): state = ae.load_checkpoint(checkpoint, state)
+    state = training.start_training(model, {'params': params}, settings, 1)
+    if checkpoint.exists(): state = training.load_checkpoint(checkpoint, state)
     saved = time.time()
-    for _ in ae.train_autoencoder(state):
+    for _ in training.train_autoencoder(state):
         if time.time() - saved > 20:
-            ae.save_checkpoint(checkpoint, state)
+            training.save_checkpoint(checkpoint, state)
             saved = time.time()
     weights = {k: v.numpy() for k, v in state.model.state_dict().items()}
     save_tensors(folder/'result.safetensors', weights, {'kind': 'result'})
@@ -64,12 +64,12 @@ def seed_torch(seed):
 
 def warm_start(folder):
     "A common ancestor of a few updates."
-    from policydiffusion import search
+    from policydiffusion import policy, ppo, search
     from policydiffusion.core import save_tensors
     from policydiffusion.tasks import get_task
-    stages = search.Stage(512, .99, 1e-3, 1e-3), search.Stage(512, .997, 5e-4, 5e-5, 1.)
-    settings, spec = search.WarmStart(stages, 64, snapshots=2), get_task('walker2d').spec()
-    updates = search.warm_start('walker2d', spec, settings, search.SMOKE.ppo, 1, folder/'warm.safetensors')
+    stages = ppo.Stage(512, .99, 1e-3, 1e-3), ppo.Stage(512, .997, 5e-4, 5e-5, 1.)
+    settings, spec = ppo.WarmStart(stages, 64, snapshots=2), get_task('walker2d').spec()
+    updates = ppo.warm_start('walker2d', spec, settings, search.SMOKE.ppo, 1, folder/'warm.safetensors')
     for _, _, ancestor in updates: pass
     save_tensors(folder/'result.safetensors', ancestor._asdict(), {'kind': 'result'})
 
@@ -77,17 +77,17 @@ def warm_start(folder):
 def walkers(spec):
     "An ancestor and snapshots made of four shipped policies, in place of a warm start."
     import numpy as np
-    from policydiffusion import search
+    from policydiffusion import policy, ppo, search
     from policydiffusion.core import DATA, load_tensors
     rows = load_tensors(DATA/'archives'/'walker2d.safetensors')[0]['params'][:4].astype(np.float32)
-    critic = np.asarray(search.init_params(search.jax.random.key(9), search.critic_spec(spec), 1.))
+    critic = np.asarray(policy.init_params(search.jax.random.key(9), ppo.critic_spec(spec), 1.))
     log_std, mean = np.full(6, -1., np.float32), np.zeros(spec.obs_size, np.float32)
-    return search.Ancestor(rows[0], critic, log_std, mean, mean + 1, rows[1:])
+    return ppo.Ancestor(rows[0], critic, log_std, mean, mean + 1, rows[1:])
 
 
 def batches(folder):
     "A search of one operator: several would share the time, so the result would depend on it."
-    from policydiffusion import search
+    from policydiffusion import policy, ppo, search
     from policydiffusion.core import save_tensors
     from policydiffusion.tasks import get_task
     task, path = get_task('walker2d'), folder/'search.safetensors'

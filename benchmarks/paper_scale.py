@@ -1,9 +1,9 @@
-"""What would the paper's scale cost on this machine? Times a little of every job at its published size and counts how often it is needed.
+"""What would the paper's scale cost on this robot? Times a little of every job at its published size and counts how often it is needed.
 
     python benchmarks/paper_scale.py walker2d halfcheetah ant --save figures/paper_hours.csv    # one to two minutes a task on an H100
     python benchmarks/paper_scale.py walker2d --try                                             # tiny sizes, to see that it runs
 
-Chapter 61 reads the file. On a card set JAX_DEFAULT_MATMUL_PRECISION=highest, as for the jobs themselves. The networks of `ours`, drawing,
+Chapter 61 reads the file. On a GPU set JAX_DEFAULT_MATMUL_PRECISION=highest, as for the jobs themselves. The networks of `compact`, drawing,
 and keeping the archive are timed on one thread of the CPU, where the jobs do them, too.
 """
 import argparse
@@ -16,13 +16,21 @@ import pandas as pd
 import torch
 
 from policydiffusion.archive import Archive
-from policydiffusion.autoencoder import CompactAutoencoder, autoencoder_settings, behaviour_loss, build_autoencoder, compact_settings, standardisation, start_training, train_autoencoder
+from policydiffusion.autoencoder import autoencoder_settings, build_autoencoder, standardisation
+from policydiffusion.behaviour import CompactAutoencoder, behaviour_loss, compact_settings
+from policydiffusion.training import start_training, train_autoencoder
 from policydiffusion.core import DATA
 from policydiffusion.dataset import BATCH, EVALUATION
-from policydiffusion.generator import Generator, compact_design, compact_diffusion, diffusion_settings, paper_design, rehearsal_settings, take_decoder, train_generator
+from policydiffusion.distil import (compact_design, compact_diffusion, diffusion_settings,
+                                    paper_design, take_decoder, train_generator)
+from policydiffusion.generator import Generator
+from policydiffusion.relabel import relabel_settings
 from policydiffusion.policy import PolicySpec, pack, unpack
 from policydiffusion.rollout import evaluate
-from policydiffusion.search import Ancestor, Pool, Walker, XNES, critic_spec, follow, insert, search_scale
+from policydiffusion.emitters import XNES, Walker, follow
+from policydiffusion.pool import Pool, insert
+from policydiffusion.ppo import Ancestor, critic_spec
+from policydiffusion.search import search_scale
 from policydiffusion.tasks import get_task
 
 ELITES = 7000  # about 70 % of 10,000 cells, as in the paper's archives
@@ -56,20 +64,20 @@ class Simulation:
         self.scale = search_scale('paper', task)
         ppga = self.scale.search.ppga
         self.ppga = ppga._replace(ppo=ppga.ppo._replace(envs=16, unroll=8)) if tiny else ppga
-        self.lanes, self.episodes, self.horizon = (32, 1, 20) if tiny else (self.scale.search.lanes, 8, 1000)
-        self.params = widened(archive, self.spec, self.lanes//self.episodes)
+        self.envs, self.episodes, self.horizon = (32, 1, 20) if tiny else (self.scale.search.envs, 8, 1000)
+        self.params = widened(archive, self.spec, self.envs//self.episodes)
         critic = np.zeros(critic_spec(self.spec).n_params, np.float32)
         self.ancestor = Ancestor(self.params[0], critic, np.zeros(self.spec.act_size), archive.obs_mean, archive.obs_std, self.params[:1])
         self.walker = Walker(self.params[0], critic, XNES(np.zeros(1 + self.k), np.eye(1 + self.k)))
 
     def learn(self, heads: int) -> None:
         "One PPO update of each of some copies of a policy."
-        pay = np.eye(heads, 2 + self.k, dtype=np.float32)
-        follow(self.task, self.spec, self.ppga, np.repeat(self.params[:1], heads, 0), pay, 1, self.walker, self.ancestor, np.random.default_rng(0))
+        weights = np.eye(heads, 2 + self.k, dtype=np.float32)
+        follow(self.task, self.spec, self.ppga, np.repeat(self.params[:1], heads, 0), weights, 1, self.walker, self.ancestor, np.random.default_rng(0))
 
     def roll_out(self) -> None:
-        "One episode on every lane."
-        evaluate(self.task, self.spec, self.params, self.archive.obs_mean, self.archive.obs_std, self.episodes, self.horizon, lanes=self.lanes)
+        "One episode on every environment."
+        evaluate(self.task, self.spec, self.params, self.archive.obs_mean, self.archive.obs_std, self.episodes, self.horizon, envs=self.envs)
 
     def keep(self) -> None:
         "Sort an iteration's branches into a full pool."
@@ -119,23 +127,23 @@ def drawing(sim: Simulation) -> dict:
 
 
 def our_networks(sim: Simulation, n: int) -> dict:
-    "Seconds of a training step of decoder and denoiser of `ours`, on the CPU."
+    "Seconds of a training step of decoder and denoiser of `compact`, on the CPU."
     small, settings = compact_settings('paper', task=sim.task), compact_diffusion('paper', task=sim.task)
     params, norm = torch.from_numpy(sim.params[:512]), [torch.from_numpy(np.asarray(x, np.float32)) for x in (sim.archive.obs_mean, sim.archive.obs_std)]
     model = CompactAutoencoder(sim.spec, len(params), small.latent_shape, small.ranks).start(params)
     data = {'rows': torch.arange(len(params)), 'params': params, 'obs': torch.randn(len(params), EVALUATION['paper'].n_obs, sim.spec.obs_size)}
     loss = behaviour_loss(small, *norm, params.var(0).mean().item())
-    generator = Generator(sim.task, sim.spec, compact_design(small, sim.k, settings.network), 'ours', settings.sampling)
+    generator = Generator(sim.task, sim.spec, compact_design(small, sim.k, settings.network), 'compact', settings.sampling)
     return {'codes and decoder': step_seconds(train_autoencoder(start_training(model, data, small, 0), loss), n),
             'small denoiser': step_seconds(train_generator(generator, torch.randn(ELITES, *small.latent_shape), torch.rand(ELITES, sim.k), settings, 0), n)}
 
 
 def hours(sim: Simulation, t: dict) -> dict:
     "Hours of each job of the Snakefile, from the seconds of its parts."
-    search, rehearsal, episodes = sim.scale.search, rehearsal_settings('paper'), EVALUATION['paper'].episodes
+    search, relabelling, episodes = sim.scale.search, relabel_settings('paper'), EVALUATION['paper'].episodes
     ppga = search.ppga
     def rolled_out(policies, episodes, batch):  # batch by batch; every call lasts as long as its longest episode, so waves are whole
-        return np.ceil(policies/batch)*np.ceil(batch*episodes/search.lanes)*t['roll-outs']
+        return np.ceil(policies/batch)*np.ceil(batch*episodes/search.envs)*t['roll-outs']
     steps = lambda settings: settings.epochs*ELITES/settings.batch_size
     warm = sim.scale.warm.steps/(ppga.ppo.envs*ppga.ppo.unroll)*t['walk update']
     learning = ppga.gradient_updates*t['jacobian update'] + ppga.walk_updates*t['walk update']
@@ -144,7 +152,7 @@ def hours(sim: Simulation, t: dict) -> dict:
     parts = {'search': warm + sim.scale.iterations*(learning + trying) + rolled_out(ELITES*search.depth, sim.scale.episodes, search.batch), 'dataset': corrected,
              'autoencoder': steps(autoencoder_settings('paper', sim.task))*t['autoencoder'], 'diffusion': steps(diffusion_settings('paper'))*t['U-Net'],
              'behaviour': steps(compact_settings('paper', task=sim.task))*t['codes and decoder'],
-             'rehearsal': rolled_out(ELITES*(rehearsal.copies + rehearsal.rounds), rehearsal.episodes, rehearsal.batch),
+             'rehearsal': rolled_out(ELITES*(relabelling.copies + relabelling.rounds), relabelling.episodes, relabelling.batch),
              'small_denoiser': steps(compact_diffusion('paper', task=sim.task))*t['small denoiser'], 'metrics': corrected + ELITES*t['drawing']}
     return {job: s/3600 for job, s in parts.items()}
 

@@ -1,7 +1,7 @@
 """How much of the simulator's speed reaches a rollout of many different policies? Prints ratios, each measured within one run.
 
     .venv/bin/python benchmarks/rollout.py                # some minutes on an idle machine
-    .venv/bin/python benchmarks/rollout.py --lanes 128 --policies 64 --episodes 2 --repeats 1    # a brief check
+    .venv/bin/python benchmarks/rollout.py --environments 128 --policies 64 --episodes 2 --repeats 1    # a brief check
 """
 import argparse
 from functools import partial
@@ -12,7 +12,7 @@ import numpy as np
 
 from policydiffusion.archive import Archive
 from policydiffusion.core import DATA
-from policydiffusion.lanes import over_lanes
+from policydiffusion.batch_last import map_batch_last
 from policydiffusion.rollout import evaluate
 from policydiffusion.tasks import get_task, make_env
 
@@ -20,15 +20,15 @@ SPEED_BAR = .85  # steps/s of evaluate over steps/s of the raw step, at least
 FALLING_BAR = .40  # time when the median episode ends at 20 % of the horizon over the time of full episodes, at most
 
 
-@partial(jax.jit, static_argnames=('env', 'lanes', 'steps', 'lanes_last'))
-def raw_steps(env, lanes: int, steps: int, key, lanes_last: bool = True):
+@partial(jax.jit, static_argnames=('env', 'envs', 'steps', 'lanes_last'))
+def raw_steps(env, envs: int, steps: int, key, lanes_last: bool = True):
     "Brax's own step with random actions: no policy, no measures, no ends of episodes."
     k_reset, k_act = jax.random.split(key)
-    state = jax.vmap(env.reset)(jax.random.split(k_reset, lanes))
+    state = jax.vmap(env.reset)(jax.random.split(k_reset, envs))
 
     def step(i, state):
-        action = jax.random.uniform(jax.random.fold_in(k_act, i), (lanes, env.action_size), minval=-1., maxval=1.)
-        return over_lanes(env.step, state, action) if lanes_last else jax.vmap(env.step)(state, action)
+        action = jax.random.uniform(jax.random.fold_in(k_act, i), (envs, env.action_size), minval=-1., maxval=1.)
+        return map_batch_last(env.step, state, action) if lanes_last else jax.vmap(env.step)(state, action)
     return jax.lax.fori_loop(0, steps, step, state).reward.sum()
 
 
@@ -47,8 +47,8 @@ class Policies:
         self.params = params[np.resize(np.arange(len(params)), n)]  # repeated if there are fewer than n
         self.obs_mean, self.obs_std = obs_mean, obs_std
 
-    def evaluate(self, episodes: int, horizon: int, lanes: int):
-        return evaluate(self.task, self.spec, self.params, self.obs_mean, self.obs_std, episodes, horizon, lanes=lanes)
+    def evaluate(self, episodes: int, horizon: int, envs: int):
+        return evaluate(self.task, self.spec, self.params, self.obs_mean, self.obs_std, episodes, horizon, envs=envs)
 
 
 def random_policies(task: str, n: int, scale: float, push: float = 0.) -> Policies:
@@ -71,32 +71,32 @@ def archive_policies(task: str, n: int) -> tuple:
 def speed(name: str, policies: Policies, episodes: int, horizon: int, o) -> None:
     "Print steps/s of evaluate over steps/s of the raw step: best of `o.repeats` runs of each, taken in turn."
     env = make_env.__wrapped__(o.task).env  # a fresh one: the shared one is patched to watch the feet
-    raw = lambda: raw_steps(env, o.lanes, o.raw_steps, jax.random.key(0)).block_until_ready()
-    rollout = lambda: policies.evaluate(episodes, horizon, o.lanes)
+    raw = lambda: raw_steps(env, o.envs, o.raw_steps, jax.random.key(0)).block_until_ready()
+    rollout = lambda: policies.evaluate(episodes, horizon, o.envs)
     raw(), rollout()  # compile
     ours, theirs = [], []
     for _ in range(o.repeats):
         seconds, e = timed(rollout)
         ours.append(e.length.sum()*episodes/seconds)
-        theirs.append(o.lanes*o.raw_steps/timed(raw)[0])
+        theirs.append(o.envs*o.raw_steps/timed(raw)[0])
     ratio = max(ours)/max(theirs)
     print(f'{name}: {max(ours):,.0f} of {max(theirs):,.0f} steps/s, episodes of {e.length.mean():.0f} of {horizon} steps: '
           f'ratio {ratio:.3f} ({"meets" if ratio >= SPEED_BAR else "MISSES"} the bar of at least {SPEED_BAR})', flush=True)
 
 
 def mapping(o) -> None:
-    "Print raw steps/s with lanes last (chapter 17) over those of jax.vmap: best of `o.repeats` runs of each, taken in turn."
+    "Print raw steps/s with batch last (chapter 63) over those of jax.vmap: best of `o.repeats` runs of each, taken in turn."
     env = make_env.__wrapped__(o.task).env
-    run = lambda last: raw_steps(env, o.lanes, o.raw_steps, jax.random.key(0), last).block_until_ready()
+    run = lambda last: raw_steps(env, o.envs, o.raw_steps, jax.random.key(0), last).block_until_ready()
     run(True), run(False)  # compile
     times = [(timed(partial(run, True))[0], timed(partial(run, False))[0]) for _ in range(o.repeats)]
-    last, vmap = (o.lanes*o.raw_steps/min(t) for t in zip(*times))
+    last, vmap = (o.envs*o.raw_steps/min(t) for t in zip(*times))
     print(f'lanes last: {last:,.0f} raw steps/s, jax.vmap {vmap:,.0f}: ratio {last/vmap:.2f}', flush=True)
 
 
 def falling(name: str, lasting: Policies, ending: Policies, horizon: int, o) -> None:
     "Print the time of episodes that end early over the time of as many full ones: best of `o.repeats`, taken in turn."
-    short, full = (partial(p.evaluate, o.episodes, horizon, o.lanes) for p in (ending, lasting))
+    short, full = (partial(p.evaluate, o.episodes, horizon, o.envs) for p in (ending, lasting))
     (_, a), (_, b) = timed(short), timed(full)  # compile
     times = [(timed(short)[0], timed(full)[0]) for _ in range(o.repeats)]
     ratio = min(s for s, _ in times)/min(f for _, f in times)
@@ -114,7 +114,7 @@ if __name__ == '__main__':
     parser.add_argument('--repeats', type=int, default=3, help='runs of each, of which the best counts')
     o = parser.parse_args()
     n = o.policies
-    print(f'{o.task}: {n} different 64-64 policies in {o.lanes} lanes on {jax.devices()[0].platform}', flush=True)
+    print(f'{o.task}: {n} different 64-64 policies in {o.envs} lanes on {jax.devices()[0].platform}', flush=True)
     mapping(o)
     speed('speed, random policies', random_policies(o.task, n, .1), 16, 60, o)
     falling('ends, random policies', random_policies(o.task, n, 1e-3), random_policies(o.task, n, 1e-3, push=3.), 340, o)

@@ -1,9 +1,9 @@
 """Which search operator earns its time? Equal core-seconds, same ancestor, several seeds, values of fresh episodes.
 
     python benchmarks/search_operators.py --task walker2d --minutes 1.5 --seeds 3
-    python benchmarks/search_operators.py --task walker2d --minutes 2 --seeds 2 --fine --mixes "iso+line,fans .3,latent .5,adapted"
+    python benchmarks/search_operators.py --task walker2d --minutes 2 --seeds 2 --fine --mixes "iso+line,policy gradients .3,latent .5,adapted"
 
-With --fine the search runs on the paper's grid and starts from the shipped elites. The ancestor and its snapshots are those of the shipped archive (data/ancestors), or any warm start of `nbs/14_search.ipynb`. Writes
+With --fine the search runs on the paper's grid and starts from the shipped elites. The ancestor and its snapshots are those of the shipped archive (data/ancestors), or any warm start of `nbs/17_search.ipynb`. Writes
 figures/search_operators.csv after every run, and leaves out the runs that it already holds: kill it and start it again at will.
 """
 import argparse
@@ -15,19 +15,22 @@ import pandas as pd
 from policydiffusion.archive import Archive
 from policydiffusion.core import DATA, FIGURES, atomic_path
 from policydiffusion.rollout import evaluate
-from policydiffusion.search import Arborescence, Search, SearchSettings, cell_of, insert, load_ancestor, revision, run_search
+from policydiffusion.emitters import Arborescence
+from policydiffusion.pool import cell_of, insert
+from policydiffusion.ppo import load_ancestor, revision
+from policydiffusion.search import Search, SearchSettings, run_search
 from policydiffusion.tasks import get_task
 
 MIXES = {
     'iso+line': dict(operators=(('iso_line', 1.),)),
-    'fans + iso+line': dict(operators=(('fan', .4), ('iso_line', .6))),
+    'policy gradient + iso+line': dict(operators=(('policy_gradient', .4), ('iso_line', .6))),
     'PPGA': dict(operators=(('ppga', 1.),)),
     'PPGA + iso+line': dict(operators=(('ppga', .4), ('iso_line', .6))),
     'random rows + iso+line': dict(operators=(('ppga', .4), ('iso_line', .6)), ppga=Arborescence(random_rows=True)),
-    'fans .3': dict(operators=(('fan', .3), ('iso_line', .7))),
+    'policy gradients .3': dict(operators=(('policy_gradient', .3), ('iso_line', .7))),
     'latent': dict(operators=(('latent', 1.),)),
     'latent .5': dict(operators=(('latent', .5), ('iso_line', .5))),
-    'adapted': dict(operators=(('fan', .2), ('iso_line', .4), ('latent', .4)), adapt=.1)}
+    'adapted': dict(operators=(('policy_gradient', .2), ('iso_line', .4), ('latent', .4)), adapt=.1)}
 USUAL = list(MIXES)[:5]
 
 
@@ -36,7 +39,7 @@ def corrected(search: Search, episodes: int) -> dict:
     elite = search.pool.rank == 0
     a = search.ancestor
     e = evaluate(search.task, search.spec, search.pool.params[elite], a.obs_mean, a.obs_std, episodes, search.settings.horizon,
-                 seed=777, lanes=search.settings.lanes, n_max=1024)
+                 seed=777, envs=search.settings.envs, n_max=1024)
     cells, living = cell_of(e.measures, search.dims), e.length >= search.lasting
     n, value = len(search.visits), e.objective - get_task(search.task).reward_offset*e.length
     best, worth = (np.full(n, -np.inf) for _ in range(2))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_CELLS', 'ARCHIVE_VERSION', 'ROWS', 'TENSORS', 'ALIVE', 'empty_grid', 'check_task', 'check_grid', 'check_archive',
-           'to_half', 'from_bytes', 'byte_codes', 'to_bytes', 'packed', 'unpacked', 'Archive', 'made_up_archive',
-           'coverage', 'alive', 'alive_coverage', 'qd_score', 'cdf', 'project', 'plot_heatmap']
+           'to_half', 'from_bytes', 'byte_codes', 'to_bytes', 'packed', 'unpacked', 'Archive', 'synthetic_archive',
+           'coverage', 'alive', 'alive_coverage', 'qd_score', 'cdf', 'project', 'plot_heatmap', 'best_of_cvt']
 
 # %% ../nbs/13_archive.ipynb #6f93ce95
 import math, re
@@ -17,7 +17,7 @@ import numpy as np
 from ribs.archives import GridArchive
 
 # %% ../nbs/13_archive.ipynb #339ffc4a
-from .core import brief, fits_field, from_header, load_tensors, reading, save_tensors
+from .core import brief, check_count, fits_field, from_header, load_tensors, reading, save_tensors
 from .policy import PolicySpec
 from .tasks import TASKS
 
@@ -232,13 +232,13 @@ class Archive:
         return archive
 
 # %% ../nbs/13_archive.ipynb #bc65a53a
-def made_up_archive(
+def synthetic_archive(
     task: str = 'walker2d',  # the name it carries
     n: int = 400,  # policies
     dims: tuple = (16, 16),  # cells along each measure
     spec: PolicySpec = PolicySpec(4, 2, (8,)),  # layout of a row
     seed: int = 0,  # of everything in it
-) -> Archive:  # its meta holds made_up
+) -> Archive:  # its meta holds synthetic
     "An invented archive for demonstrations and smoke runs; no policy in it was ever simulated."
     rng, k = np.random.default_rng(seed), len(dims)
     m = rng.uniform(size=(n, k))**.7
@@ -246,7 +246,7 @@ def made_up_archive(
     objective = 3000*np.exp(-((m - .6)**2).sum(-1)/.2) + rng.normal(size=n)*100
     length = np.clip(200 + 1600*m.max(-1), 0, 1000)
     return Archive(task, spec, to_half(waves + .02*rng.normal(size=waves.shape)), objective, m, length, np.zeros(spec.obs_size),
-                   np.ones(spec.obs_size), dims, meta=dict(made_up=True))
+                   np.ones(spec.obs_size), dims, meta=dict(synthetic=True))
 
 # %% ../nbs/13_archive.ipynb #ec1d5963
 def coverage(
@@ -314,3 +314,17 @@ def plot_heatmap(
     grid_archive_heatmap(project(a, keep).grid(), ax=ax, vmin=vmin, vmax=vmax, cbar=cbar, aspect='equal', rasterized=True, cmap=cmap)
     names = TASKS[a.task].measure_names if a.task in TASKS else [f'measure {i + 1}' for i in range(len(a.dims))]
     ax.set(xlabel=names[keep[0]], ylabel=names[keep[1]], xticks=[0, .5, 1], yticks=[0, .5, 1])
+
+# %% ../nbs/13_archive.ipynb #2e8d361e
+def best_of_cvt(
+    measures: np.ndarray,  # (n, k) measures of the elites
+    objective: np.ndarray,  # (n,) their objective
+    n_cells: int = 50,  # cells of the partition
+) -> np.ndarray:  # (n_cells,) index of the best elite of each cell, ascending
+    "The paper's test policies: the best elite of every cell of a coarse centroidal partition."
+    from sklearn.cluster import KMeans
+    check_count('n_cells', n_cells)
+    if len(measures) < n_cells: raise ValueError(f"measures holds {len(measures)} elites: expected at least {n_cells}, one a cell")
+    cell = KMeans(n_cells, n_init=1, random_state=0).fit_predict(np.asarray(measures, np.float64))
+    order = np.lexsort((-np.asarray(objective), cell))
+    return np.sort(order[np.r_[True, np.diff(cell[order]) > 0]])

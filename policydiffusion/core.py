@@ -435,7 +435,7 @@ SPEEDS = 'policies_per_second',  # metrics that a busy computer changes
 def record(
     scale: str,  # smoke, laptop or paper
     task: str,  # Brax task
-    method: str,  # original, paper, ours, or a baseline
+    method: str,  # original, paper, compact, or a baseline
     seed: int,  # seed of the run
     metrics: dict,  # metric name to number
     part: str = 'metrics',  # which chapter writes: one file per chapter, method and seed

@@ -128,7 +128,7 @@ def count_parameters(
 
 # %% ../nbs/21_hypernetwork.ipynb #69660ebe
 class LowRankDecoder(nn.Module):
-    "A latent to a policy's row: the ancestor's layers plus a few directions each (ours)."
+    "A latent to a policy's row: the ancestor's layers plus a few directions each (compact)."
     def __init__(self,
         spec: PolicySpec,  # the layout
         latent_shape: tuple = (16,),  # (numbers in a latent,)

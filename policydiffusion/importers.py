@@ -124,7 +124,7 @@ def check_body(
 # %% ../nbs/61_your_own_archive.ipynb #73c5f8e6
 ANYWHERE = 'distil, compress, compare in weights and actions'
 USES = {True: f'{ANYWHERE}; re-evaluate for objective, measures and length here',
-        False: f'{ANYWHERE}; no roll-outs, its physics is not ours'}  # by whether the task is ours
+        False: f'{ANYWHERE}; no roll-outs, its physics is not compact'}  # by whether the task is ours
 
 def import_arrays(
     params: np.ndarray,  # (n, P) rows of weights
@@ -135,7 +135,7 @@ def import_arrays(
     sizes: tuple,  # numbers in an observation, widths of the hidden layers, numbers in an action
     activation: str | tuple = None,  # tanh, relu or elu, or one a hidden layer; must be said
     squash: bool = None,  # whether the output goes through a tanh; must be said
-    layout: str = 'in_out',  # order of a row: in_out (ours), torch or flax
+    layout: str = 'in_out',  # order of a row: in_out (compact), torch or flax
     ranges: tuple = None,  # (low, high) of each measure of the file; (0, 1) if None
     order: tuple = None,  # numbers of the file's measures in our order; None all, () none of them
     obs_mean: np.ndarray = None,  # (obs,) or (n, obs) normaliser's mean; 0 if None
@@ -236,7 +236,7 @@ def _ribs_arrays(source):
 # %% ../nbs/61_your_own_archive.ipynb #0b8d46fa
 def import_pyribs(
     source,  # data frame or dict from `archive.data()`, or the path of a csv or npz file of it
-    layout: str,  # order of a solution: in_out (ours), torch or flax
+    layout: str,  # order of a solution: in_out (compact), torch or flax
     **about,  # what `import_arrays` also takes: task, dims, sizes, activation, squash, ranges, ...
 ) -> Archive:
     "An archive to distil, compress and compare in actions; see `import_arrays` for roll-outs."

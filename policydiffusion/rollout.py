@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from .core import check_count, seed_for
-from .lanes import over_lanes
+from .batch_last import map_batch_last
 from .policy import JAX_ACTIVATIONS, OBS_CLIP, PolicySpec, act_jax, check_policies, clip_obs, unpack
 from .tasks import draw_body, get_task, make_env
 
@@ -34,7 +34,7 @@ REFILL = 20  # steps between two looks at the queue
 
 # %% ../nbs/12_rollouts.ipynb #fce175eb
 def _act(spec, layers, obs_mean, obs_std, obs):
-    "All lanes act: `act_jax` with the layers already unpacked, so that no slice is copied in the loop."
+    "All environments act: `act_jax` with the layers already unpacked, so that no slice is copied in the loop."
     h = clip_obs(spec, (obs - obs_mean)/obs_std)
     *hidden, (W, b) = layers
     for name, (V, c) in zip(spec.activations, hidden): h = JAX_ACTIVATIONS[name](jnp.einsum('lo,loh->lh', h, V) + c)
@@ -43,72 +43,72 @@ def _act(spec, layers, obs_mean, obs_std, obs):
 
 # %% ../nbs/12_rollouts.ipynb #24c43248
 def _sane(state, reward):
-    "Whether a lane's physics is still finite; a blown-up body ends its episode."
+    "Whether a environment's physics is still finite; a blown-up body ends its episode."
     return jnp.isfinite(reward) & jnp.isfinite(state.obs).all(-1)
 
 # %% ../nbs/12_rollouts.ipynb #b40c07c9
-def _step_lanes(env, spec, horizon, obs_mean, obs_std, lane):
-    "Advance all lanes by one step and add up what the living ones earn."
-    action = _act(spec, lane['layers'], obs_mean, obs_std, lane['state'].obs)
-    state, measures = over_lanes(env.step, lane['state'], action)
+def _step_envs(env, spec, horizon, obs_mean, obs_std, running):
+    "Advance all environments by one step and add up what the living ones earn."
+    action = _act(spec, running['layers'], obs_mean, obs_std, running['state'].obs)
+    state, measures = map_batch_last(env.step, running['state'], action)
     sane = _sane(state, state.reward)
-    counts = lane['alive'] & sane
+    counts = running['alive'] & sane
     reward = jnp.where(counts, jnp.clip(state.reward, -REWARD_CAP, REWARD_CAP), 0)
-    steps = lane['steps'] + counts
-    return {**lane, 'state': state, 'steps': steps, 'ret': lane['ret'] + reward,
-            'sums': lane['sums'] + jnp.where(counts[:, None], measures, 0),
+    steps = running['steps'] + counts
+    return {**running, 'state': state, 'steps': steps, 'ret': running['ret'] + reward,
+            'sums': running['sums'] + jnp.where(counts[:, None], measures, 0),
             'alive': counts & (state.done < .5) & (steps < horizon)}
 
 # %% ../nbs/12_rollouts.ipynb #3b1f2927
-def _refill(env, spec, rows, params, obs_mean, obs_std, key, first, n_jobs, n_episodes, lane, out, queued):
-    "Lanes whose episode ended write their result and take the next job from the queue."
+def _refill(env, spec, rows, params, obs_mean, obs_std, key, first, n_jobs, n_episodes, running, out, queued):
+    "Environments whose episode ended write their result and take the next job from the queue."
     n_all = out['length'].shape[0]
-    ended = ~lane['alive']
-    slot = jnp.where(ended & (lane['job'] >= 0), lane['job'], n_all)  # out of range: dropped
-    share = lane['sums']/jnp.maximum(lane['steps'], 1)[:, None]
-    out = {'ret': out['ret'].at[slot].set(lane['ret'], mode='drop'),
-           'length': out['length'].at[slot].set(lane['steps'], mode='drop'),
+    ended = ~running['alive']
+    slot = jnp.where(ended & (running['job'] >= 0), running['job'], n_all)  # out of range: dropped
+    share = running['sums']/jnp.maximum(running['steps'], 1)[:, None]
+    out = {'ret': out['ret'].at[slot].set(running['ret'], mode='drop'),
+           'length': out['length'].at[slot].set(running['steps'], mode='drop'),
            'measures': out['measures'].at[slot].set(share, mode='drop')}
     job = queued + jnp.cumsum(ended) - 1
     fresh = ended & (job < n_jobs)
-    job = jnp.where(fresh, job, jnp.where(ended, -1, lane['job']))
+    job = jnp.where(fresh, job, jnp.where(ended, -1, running['job']))
     who, episode = job//n_episodes, job % n_episodes
     keys = jax.vmap(lambda i, e: jax.random.fold_in(jax.random.fold_in(key, i), e))(first + rows[who], episode)
     pick = lambda new, old: jnp.where(fresh.reshape((-1,) + (1,)*(new.ndim - 1)), new, old)
     mean, std = (m[who] if m.ndim == 2 else m for m in (obs_mean, obs_std))
     new = {'state': jax.vmap(env.reset)(keys), 'layers': unpack(spec, params[who]), 'job': job,
-           'alive': fresh, 'steps': jnp.zeros_like(job), 'ret': jnp.zeros(len(job)), 'sums': jnp.zeros_like(lane['sums'])}
-    lane = {**jax.tree.map(pick, {k: new[k] for k in new if k not in ('job', 'alive')},
-                           {k: lane[k] for k in new if k not in ('job', 'alive')}),
-            'job': job, 'alive': lane['alive'] | fresh}
-    return lane, out, queued + fresh.sum(), mean, std
+           'alive': fresh, 'steps': jnp.zeros_like(job), 'ret': jnp.zeros(len(job)), 'sums': jnp.zeros_like(running['sums'])}
+    running = {**jax.tree.map(pick, {k: new[k] for k in new if k not in ('job', 'alive')},
+                           {k: running[k] for k in new if k not in ('job', 'alive')}),
+            'job': job, 'alive': running['alive'] | fresh}
+    return running, out, queued + fresh.sum(), mean, std
 
 # %% ../nbs/12_rollouts.ipynb #517e83e0
-def _work_off(task, spec, lanes, n_episodes, described, horizon, rows, params, obs_mean, obs_std, key, first, n):
+def _work_off(task, spec, envs, n_episodes, described, horizon, rows, params, obs_mean, obs_std, key, first, n):
     "Results (len(rows)*n_episodes,) of every job of these rows; rows past n are left at zero."
     env = make_env(task, described)
     n_jobs, n_all, k = (rows < n).sum()*n_episodes, len(rows)*n_episodes, len(env.names)
-    state = jax.vmap(env.reset)(jax.random.split(key, lanes))
-    lane = {'state': state, 'layers': unpack(spec, jnp.zeros((lanes, spec.n_params))), 'job': jnp.full(lanes, -1),
-            'alive': jnp.zeros(lanes, bool), 'steps': jnp.zeros(lanes, int), 'ret': jnp.zeros(lanes), 'sums': jnp.zeros((lanes, k))}
+    state = jax.vmap(env.reset)(jax.random.split(key, envs))
+    running = {'state': state, 'layers': unpack(spec, jnp.zeros((envs, spec.n_params))), 'job': jnp.full(envs, -1),
+            'alive': jnp.zeros(envs, bool), 'steps': jnp.zeros(envs, int), 'ret': jnp.zeros(envs), 'sums': jnp.zeros((envs, k))}
     out = {'ret': jnp.zeros(n_all), 'length': jnp.zeros(n_all, int), 'measures': jnp.zeros((n_all, k))}
     refill = partial(_refill, env, spec, rows, params, obs_mean, obs_std, key, first, n_jobs, n_episodes)
 
     def busy(carry): return carry[0]['alive'].any() | (carry[2] < n_jobs)
     def round_(carry):
-        lane, out, queued, mean, std = refill(*carry)
-        lane = jax.lax.fori_loop(0, REFILL, lambda _, x: _step_lanes(env, spec, horizon, mean, std, x), lane)
-        return lane, out, queued
-    lane, out, queued = jax.lax.while_loop(busy, round_, (lane, out, 0))
-    return refill(lane, out, queued)[1]
+        running, out, queued, mean, std = refill(*carry)
+        running = jax.lax.fori_loop(0, REFILL, lambda _, x: _step_envs(env, spec, horizon, mean, std, x), running)
+        return running, out, queued
+    running, out, queued = jax.lax.while_loop(busy, round_, (running, out, 0))
+    return refill(running, out, queued)[1]
 
 # %% ../nbs/12_rollouts.ipynb #33876969
-@partial(jax.jit, static_argnames=('task', 'spec', 'lanes', 'n_episodes', 'described'))
-def _evaluate(task, spec, lanes, n_episodes, described, horizon, rows, params, obs_mean, obs_std, key, first, n):
+@partial(jax.jit, static_argnames=('task', 'spec', 'envs', 'n_episodes', 'described'))
+def _evaluate(task, spec, envs, n_episodes, described, horizon, rows, params, obs_mean, obs_std, key, first, n):
     "`_work_off` on all devices: what has one row a policy is cut into as many parts."
     own, shared = jax.sharding.PartitionSpec('rows'), jax.sharding.PartitionSpec()
     norm = own if obs_mean.ndim == 2 else shared
-    share = jax.shard_map(partial(_work_off, task, spec, lanes, n_episodes, described), mesh=jax.sharding.Mesh(np.array(jax.devices()), ('rows',)),
+    share = jax.shard_map(partial(_work_off, task, spec, envs, n_episodes, described), mesh=jax.sharding.Mesh(np.array(jax.devices()), ('rows',)),
                           in_specs=(shared, own, own, norm, norm, shared, shared, shared), out_specs=own, check_vma=False)
     return share(horizon, rows, params, obs_mean, obs_std, key, first, n)
 
@@ -130,7 +130,7 @@ def evaluate(
     n_episodes: int = 10,  # fresh resets a policy
     horizon: int = 1000,  # steps at most
     seed: int = 0,  # seed of the resets
-    lanes: int = None,  # environments at work at once on each device; if None 128 on a CPU, which fit a laptop's cache, and 4096 on a card
+    envs: int = None,  # environments at work at once on each device; if None 128 on a CPU, which fit a laptop's cache, and 4096 on a GPU
     n_max: int = 64,  # rows are padded to this number or the next power of two, so that sizes share a compilation
     described: bool = False,  # whether `measures` shall hold contacts and chapter 11's DESCRIPTION instead
     first: int = 0,  # number of the first row, if these are a part of more: row i starts as row first + i would
@@ -140,9 +140,9 @@ def evaluate(
     if (spec.obs_size, spec.act_size) != (t.obs_size, t.act_size):
         raise ValueError(f"spec is for {spec.obs_size} observations and {spec.act_size} actions: {task} has {t.obs_size} and {t.act_size}")
     params, obs_mean, obs_std = check_policies(spec, params, obs_mean, obs_std)
-    if lanes is None: lanes = 128 if jax.default_backend() == 'cpu' else 4096
-    counts = dict(n_episodes=n_episodes, horizon=horizon, lanes=lanes, n_max=n_max)
-    n_episodes, horizon, lanes, n_max = (check_count(name, x) for name, x in counts.items())
+    if envs is None: envs = 128 if jax.default_backend() == 'cpu' else 4096
+    counts = dict(n_episodes=n_episodes, horizon=horizon, envs=envs, n_max=n_max)
+    n_episodes, horizon, envs, n_max = (check_count(name, x) for name, x in counts.items())
     n = len(params)
     n_max = max(n_max, 1 << max(n - 1, 0).bit_length())
     devices = jax.device_count()
@@ -150,7 +150,7 @@ def evaluate(
     rows = np.arange(n_max).reshape(-1, devices).T.ravel()  # deal the rows out like cards: policies that last are often neighbours
     pad = lambda x: jnp.asarray(np.concatenate([x, np.zeros((n_max - n,) + x.shape[1:], np.float32)])[rows])
     mean, std = (pad(x) if x.ndim == 2 else jnp.asarray(x) for x in (obs_mean, obs_std))
-    out = _evaluate(task, spec, lanes, n_episodes, described, horizon, jnp.asarray(rows), pad(params), mean, std, reset_key(seed), check_count('first', first, 0), n)
+    out = _evaluate(task, spec, envs, n_episodes, described, horizon, jnp.asarray(rows), pad(params), mean, std, reset_key(seed), check_count('first', first, 0), n)
     ret, length, m = (np.asarray(out[k]).reshape((n_max, n_episodes) + out[k].shape[1:])[rows.argsort()[:n]] for k in ('ret', 'length', 'measures'))
     if not described and n and (m.min() < -1e-4 or m.max() > 1 + 1e-4):
         raise ValueError(f"measures of {task} reach from {m.min():.3g} to {m.max():.3g}: expected 0 to 1; scale them in its entry of TASKS")
@@ -177,7 +177,7 @@ def _trace(task, spec, horizon, stride, poses, rows, params, obs_mean, obs_std, 
     def step(carry, _):
         state, alive = carry
         action = _act(spec, layers, obs_mean, obs_std, state.obs)
-        nxt, m = over_lanes(env.step, state, action)
+        nxt, m = map_batch_last(env.step, state, action)
         sane = _sane(nxt, nxt.reward)
         x = nxt.pipeline_state.x
         seen = (state.obs, action, m, nxt.reward, alive) + ((x.pos, x.rot) if poses else ())

@@ -8,7 +8,7 @@ from ribs.archives import GridArchive
 from safetensors.numpy import load_file, save_file
 
 from policydiffusion.archive import (ROWS, TENSORS, Archive, alive, alive_coverage, cdf, coverage, empty_grid,
-                                     made_up_archive, plot_heatmap, project, qd_score, to_bytes, to_half)
+                                     synthetic_archive, plot_heatmap, project, qd_score, to_bytes, to_half)
 from policydiffusion.policy import PolicySpec
 
 
@@ -20,7 +20,7 @@ def hand() -> Archive:
 
 
 @pytest.fixture
-def toy() -> Archive: return made_up_archive(n=500, dims=(9, 7), seed=3)
+def toy() -> Archive: return synthetic_archive(n=500, dims=(9, 7), seed=3)
 
 
 # ---- counting
@@ -69,7 +69,7 @@ def test_borders_in_single_precision_belong_to_the_upper_cell(cells):
 
 
 def test_projection_is_the_best_over_the_other_measures():
-    ant = made_up_archive('ant', n=900, dims=(3, 4, 5, 6))
+    ant = synthetic_archive('ant', n=900, dims=(3, 4, 5, 6))
     best = np.full(ant.dims, -np.inf)
     for cell, objective in zip(zip(*np.unravel_index(ant.cells(), ant.dims)), ant.objective):
         best[cell] = max(best[cell], objective)
@@ -84,7 +84,7 @@ def test_heatmap_shows_each_cell_once(task, dims):
     import matplotlib
     matplotlib.use('agg')
     import matplotlib.pyplot as plt
-    a = made_up_archive(task, dims=dims)
+    a = synthetic_archive(task, dims=dims)
     fig, ax = plt.subplots()
     plot_heatmap(a, ax, cbar=None)
     drawn = ax.collections[0].get_array()  # (y, x), masked where empty
@@ -253,7 +253,7 @@ def test_unsound_file_is_refused_by_name(hand, tmp_path, change, says):
 
 
 def test_another_robots_name_is_refused(tmp_path):
-    path = made_up_archive('ant', 5, spec=PolicySpec(27, 8)).save(tmp_path/'a.safetensors')
+    path = synthetic_archive('ant', 5, spec=PolicySpec(27, 8)).save(tmp_path/'a.safetensors')
     rewrite(path, lambda t, m: m.update(task='humanoid'))
     message = refusal(lambda: Archive.load(path))
     assert "task is 'humanoid', but policies of 27 observations and 8 actions fit ant: expected 244 observations and 17 actions" in message

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.distributions import Normal, kl_divergence as torch_kl
 
-from policydiffusion import autoencoder as ae
+from policydiffusion import autoencoder as ae, core, training
 from policydiffusion.core import NonFiniteLoss, save_tensors
 from policydiffusion.policy import PolicySpec, act_jax, pack
 
@@ -34,7 +34,7 @@ def build(params, settings=SETTINGS, with_normaliser=False, seed=0):
     return ae.build_autoencoder(SPEC, settings, *ae.standardisation(params, settings.centring), with_normaliser)
 
 
-def run(params, settings=SETTINGS, seed=1): return ae.start_training(build(params, settings), {'params': params}, settings, seed)
+def run(params, settings=SETTINGS, seed=1): return training.start_training(build(params, settings), {'params': params}, settings, seed)
 
 
 def same(a, b): return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
@@ -159,7 +159,7 @@ def test_unexplained_variance(params):
 def test_overfits_one_batch(params):
     few, settings = params[:8], replace(SETTINGS, hidden=16, lr=1e-2, epochs=100)
     state = run(few, settings)
-    first = next(train := ae.train_autoencoder(state))[2]['mse']
+    first = next(train := training.train_autoencoder(state))[2]['mse']
     for step, epoch, parts in train: pass
     assert (step, epoch) == (100, 99) and parts['mse'] < .05*first
     assert ae.unexplained_variance(SPEC, few, ae.reconstruct(state.model, few)).max() < .1
@@ -168,26 +168,26 @@ def test_overfits_one_batch(params):
 def test_normaliser_is_learnt_too(params):
     settings = replace(SETTINGS, lr=1e-2, epochs=40)
     data = {'params': params, 'normaliser': torch.randn(25, 2, 5)}
-    state = ae.start_training(build(params, settings, with_normaliser=True), data, settings, seed=0)
-    parts = [p['normaliser'] for _, _, p in ae.train_autoencoder(state)]
+    state = training.start_training(build(params, settings, with_normaliser=True), data, settings, seed=0)
+    parts = [p['normaliser'] for _, _, p in training.train_autoencoder(state)]
     assert np.mean(parts[-5:]) < .7*np.mean(parts[:5])
 
 
 def test_same_seed_same_run_other_seed_other_run(params):
     runs = [run(params, seed=s) for s in (1, 1, 2)]
-    for state in runs: list(ae.train_autoencoder(state))
+    for state in runs: list(training.train_autoencoder(state))
     assert same(runs[0].model, runs[1].model) and not same(runs[0].model, runs[2].model)
 
 
 @pytest.mark.parametrize('kill_after', [0, 3, 5, 12])  # before the first step, at an epoch's end, inside an epoch, at the end
 def test_killed_and_resumed_run_equals_straight_run(params, tmp_path, kill_after):
     straight, killed = run(params), run(params)
-    steps = list(ae.train_autoencoder(straight))
-    for _, _ in zip(range(kill_after), ae.train_autoencoder(killed)): pass
-    ae.save_checkpoint(tmp_path/'a.ckpt', killed)
-    resumed = ae.load_checkpoint(tmp_path/'a.ckpt', run(params))
+    steps = list(training.train_autoencoder(straight))
+    for _, _ in zip(range(kill_after), training.train_autoencoder(killed)): pass
+    training.save_checkpoint(tmp_path/'a.ckpt', killed)
+    resumed = training.load_checkpoint(tmp_path/'a.ckpt', run(params))
     assert resumed.step == kill_after
-    assert list(ae.train_autoencoder(resumed)) == steps[kill_after:]
+    assert list(training.train_autoencoder(resumed)) == steps[kill_after:]
     assert same(straight.model, resumed.model) and straight.history == resumed.history
     assert [h['step'] for h in straight.history] == [3, 6, 9, 12]
 
@@ -195,21 +195,21 @@ def test_killed_and_resumed_run_equals_straight_run(params, tmp_path, kill_after
 def test_an_epoch_visits_each_policy_at_most_once(params, monkeypatch):
     seen = []
     def spy(model, batch, kl_weight, generator): seen.append(batch['params'][:, 0].tolist()); return ae.weight_loss(model, batch, kl_weight, generator)
-    list(ae.train_autoencoder(run(params), spy))
+    list(training.train_autoencoder(run(params), spy))
     epochs = [sum(seen[k:k + 3], []) for k in range(0, 12, 3)]
     assert all(len(set(e)) == 24 for e in epochs) and epochs[0] != epochs[1]
 
 
 def test_learning_rate_follows_the_cosine(params):
     state = run(params)
-    rates = [state.optimiser.param_groups[0]['lr'] for _ in ae.train_autoencoder(state)]
+    rates = [state.optimiser.param_groups[0]['lr'] for _ in training.train_autoencoder(state)]
     np.testing.assert_allclose(rates, 3e-3*np.cos(np.pi*np.arange(12)/24)**2, rtol=1e-6)
-    assert ae.learning_rate(run(params, replace(SETTINGS, cosine=False))) == 3e-3
+    assert training.learning_rate(run(params, replace(SETTINGS, cosine=False))) == 3e-3
 
 
 def test_gradient_norm_is_clipped(params):
     state = run(params, replace(SETTINGS, clip=1e-3))
-    next(ae.train_autoencoder(state))
+    next(training.train_autoencoder(state))
     assert torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in state.model.parameters()])).item() <= 1.001e-3
 
 
@@ -218,13 +218,13 @@ def test_loss_that_is_not_finite_stops_the_run(params):
     def explode(model, batch, kl_weight, generator):
         loss, parts = ae.weight_loss(model, batch, kl_weight, generator)
         return loss*(float('nan') if state.step == 4 else 1), parts
-    with pytest.raises(NonFiniteLoss, match='nan at step 4 of epoch 1'): list(ae.train_autoencoder(state, explode))
+    with pytest.raises(NonFiniteLoss, match='nan at step 4 of epoch 1'): list(training.train_autoencoder(state, explode))
     assert all(p.isfinite().all() for p in state.model.parameters())
 
 
 def test_one_policy_is_not_an_archive(params):
     with pytest.raises(ValueError, match='holds 1 policies: expected at least 2'):
-        ae.start_training(build(params), {'params': params[:1]}, SETTINGS, seed=0)
+        training.start_training(build(params), {'params': params[:1]}, SETTINGS, seed=0)
 
 
 def test_presets():
@@ -237,18 +237,18 @@ def test_presets():
 def test_length_in_steps_does_not_depend_on_the_archive(params):
     "24 policies make 3 batches of 8 an epoch; 7 steps are two epochs and one step more."
     state = run(params, replace(SETTINGS, steps=7))
-    places = [(step, epoch) for step, epoch, _ in ae.train_autoencoder(state)]
+    places = [(step, epoch) for step, epoch, _ in training.train_autoencoder(state)]
     assert places == [(k + 1, k//3) for k in range(7)] and state.n_steps == 7 and len(state.history) == 2
 
 
 # ---- files
 
 def test_checkpoint_of_another_run_is_refused(params, tmp_path):
-    path = ae.save_checkpoint(tmp_path/'a.ckpt', run(params))
-    with pytest.raises(ValueError, match='a.ckpt belongs to a run with other seed'): ae.load_checkpoint(path, run(params, seed=9))
-    with pytest.raises(ValueError, match='other data'): ae.load_checkpoint(path, run(params + 1))
-    with pytest.raises(ValueError, match='other settings'): ae.load_checkpoint(path, run(params, replace(SETTINGS, lr=1.)))
-    with pytest.raises(FileNotFoundError, match='b.ckpt does not exist'): ae.load_checkpoint(tmp_path/'b.ckpt', run(params))
+    path = training.save_checkpoint(tmp_path/'a.ckpt', run(params))
+    with pytest.raises(ValueError, match='a.ckpt belongs to a run with other seed'): training.load_checkpoint(path, run(params, seed=9))
+    with pytest.raises(ValueError, match='other data'): training.load_checkpoint(path, run(params + 1))
+    with pytest.raises(ValueError, match='other settings'): training.load_checkpoint(path, run(params, replace(SETTINGS, lr=1.)))
+    with pytest.raises(FileNotFoundError, match='b.ckpt does not exist'): training.load_checkpoint(tmp_path/'b.ckpt', run(params))
 
 
 @pytest.mark.parametrize('with_normaliser', [False, True])
@@ -267,7 +267,7 @@ def test_damaged_autoencoder_file_is_refused(params, tmp_path):
     path.write_bytes(whole[:-100])
     with pytest.raises(ValueError, match='truncated'): ae.load_autoencoder(path)
     path.write_bytes(whole)
-    tensors, meta = ae.load_tensors(path)
+    tensors, meta = core.load_tensors(path)
     meta = json.loads(json.dumps(meta))
     save_tensors(path, {k: v for k, v in tensors.items() if k != 'scale'}, meta)
     with pytest.raises(ValueError, match="tensor 'scale' is missing, foreign or of another size"): ae.load_autoencoder(path)
@@ -283,7 +283,7 @@ def test_damaged_autoencoder_file_is_refused(params, tmp_path):
     (lambda t, m: m['settings'].update(hidden=10**6), 'is not a sound autoencoder'), (lambda t, m: m.update(with_normaliser=1), 'with_normaliser is 1: expected true or false')])
 def test_an_autoencoders_header_is_checked(params, tmp_path, change, says):
     path = ae.save_autoencoder(tmp_path/'a.safetensors', build(params), SETTINGS)
-    tensors, meta = ae.load_tensors(path)
+    tensors, meta = core.load_tensors(path)
     change(tensors, meta)
     save_tensors(path, tensors, meta)
     with pytest.raises(ValueError, match=says) as e: ae.load_autoencoder(path)
@@ -295,10 +295,10 @@ def test_an_autoencoders_header_is_checked(params, tmp_path, change, says):
     (lambda t, m: m.update(step=10**6), 'step is 1000000: expected a whole number up to'), (lambda t, m: m.update(epoch_parts=5), 'epoch_parts is 5: expected')])
 def test_a_damaged_checkpoint_is_refused(params, tmp_path, change, says):
     state = run(params)
-    next(ae.train_autoencoder(state))
-    path = ae.save_checkpoint(tmp_path/'a.ckpt', state)
-    tensors, meta = ae.load_tensors(path)
+    next(training.train_autoencoder(state))
+    path = training.save_checkpoint(tmp_path/'a.ckpt', state)
+    tensors, meta = core.load_tensors(path)
     change(tensors, meta)
     save_tensors(path, tensors, meta)
-    with pytest.raises(ValueError, match=says) as e: ae.load_checkpoint(path, run(params))
+    with pytest.raises(ValueError, match=says) as e: training.load_checkpoint(path, run(params))
     assert str(e.value).startswith(str(path))

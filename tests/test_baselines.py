@@ -3,12 +3,12 @@ import numpy as np
 import pytest
 import torch
 
-from policydiffusion.archive import made_up_archive
+from policydiffusion.archive import synthetic_archive
 from policydiffusion.baselines import CodeBook, CodeRegression, CodeVAE, ConditionedPolicy, ConditionNetwork, StoredElites, fit, quantise
 from policydiffusion.hypernetwork import count_parameters
 from policydiffusion.policy import PolicySpec, act_torch
 
-ARCHIVE = made_up_archive(n=60)
+ARCHIVE = synthetic_archive(n=60)
 SPEC = PolicySpec(5, 2, (6, 4))
 
 

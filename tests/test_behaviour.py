@@ -1,4 +1,4 @@
-"The method `ours`: low-rank decoder, behaviour loss, rehearsal; against linear algebra, hand-worked cases, and itself after a kill."
+"The method `compact`: low-rank decoder, behaviour loss, relabelling; against linear algebra, hand-worked cases, and itself after a kill."
 from dataclasses import replace
 
 import numpy as np
@@ -7,12 +7,18 @@ import torch
 
 from policydiffusion.archive import Archive
 from policydiffusion.core import load_tensors, save_tensors
-from policydiffusion.autoencoder import (Codes, CompactAutoencoder, CompactSettings, action_loss, behaviour_loss, compact_settings, load_checkpoint, load_compact,
-                                         save_checkpoint, save_compact, start_training, toy_archive, train_autoencoder, with_neighbours)
+from policydiffusion.autoencoder import toy_archive
+from policydiffusion.behaviour import (CompactAutoencoder, CompactSettings, LatentCodes,
+                                       action_loss, behaviour_loss, compact_settings, load_compact,
+                                       save_compact, with_neighbours)
+from policydiffusion.training import (load_checkpoint, save_checkpoint, start_training,
+                                      train_autoencoder)
 from policydiffusion.core import DATA
 from policydiffusion.denoiser import RandomWaves, ResidualDenoiser
-from policydiffusion.generator import (Generator, LatentScale, Sampling, best_answers, compact_design, compact_diffusion, count_parts, pooled, propose,
-                                       rehearsal_settings, rehearse, smoothed, take_decoder, try_again)
+from policydiffusion.distil import compact_design, compact_diffusion, take_decoder
+from policydiffusion.generator import Generator, LatentScale, Sampling, count_parts
+from policydiffusion.relabel import (assign_targets, evaluate_again, evaluate_latents, pooled,
+                                     propose, relabel_settings, smoothed)
 from policydiffusion.hypernetwork import LowRankDecoder, count_parameters, start_at_components
 from policydiffusion.policy import PolicySpec, act_torch, pack, unpack
 from policydiffusion.rollout import Evaluation
@@ -104,7 +110,7 @@ def test_loss_reads_each_policy_on_its_own_observations(rows):
 
 
 def test_codes_move_twenty_times_as_far_as_weights():
-    codes = Codes(2, (1,))
+    codes = LatentCodes(2, (1,))
     optimiser = torch.optim.Adam(codes.parameters(), lr=1e-3)
     (codes(torch.tensor([0]))[0] - 5).square().sum().backward(); optimiser.step()
     mean = codes(torch.arange(2))[0]
@@ -151,7 +157,7 @@ def test_bad_sizes_are_refused(rows):
     with pytest.raises(ValueError, match='of at most 3'): LowRankDecoder(SPEC, (3,), (3, 4, 3))
     with pytest.raises(ValueError, match='params holds 2 policies: expected at least 3'): start_at_components(LowRankDecoder(SPEC, (3,), (3, 3, 3)), rows[:2])
     with pytest.raises(ValueError, match="scale 'desk' is unknown"): compact_settings('desk')
-    with pytest.raises(ValueError, match="scale 'desk' is unknown"): rehearsal_settings('desk')
+    with pytest.raises(ValueError, match="scale 'desk' is unknown"): relabel_settings('desk')
 
 
 # ---- conditions as places
@@ -177,7 +183,7 @@ def test_scale_by_tolerance():
     torch.testing.assert_close(scale.undo(x), z)
 
 
-# ---- rehearsal
+# ---- relabelling
 
 def test_proposals():
     g = torch.Generator().manual_seed(0)
@@ -201,11 +207,11 @@ def test_smoothing_is_the_posterior_of_a_gaussian_process():
     y = np.c_[tried.objective, tried.measures]
     K, episodes = np.exp(-torch.cdist(z/sigma, z/sigma).numpy()/25), rng.integers(1, 6, 60)
     want = y.mean(0) + K@np.linalg.solve(K + np.diag(.3/episodes), y - y.mean(0))
-    got = smoothed(tried, z, sigma, episodes, reach=25., noise=.3)
+    got = smoothed(tried, z, sigma, episodes, length_scale=25., noise=.3)
     np.testing.assert_allclose(np.c_[got.objective, got.measures], want, rtol=1e-6)
     far = torch.cat([z, z + torch.tensor([1e5, 0, 0])])
     twice = replace(tried, objective=np.tile(tried.objective, 2), measures=np.tile(tried.measures, (2, 1)))
-    blocks = smoothed(twice, far, sigma, np.tile(episodes, 2), reach=25., noise=.3, block=60)
+    blocks = smoothed(twice, far, sigma, np.tile(episodes, 2), length_scale=25., noise=.3, block=60)
     np.testing.assert_allclose(np.c_[blocks.objective, blocks.measures], np.tile(want, (2, 1)), rtol=1e-6)
 
 
@@ -221,10 +227,10 @@ def test_smoothing_takes_noise_away():
 def test_best_answers_by_hand():
     tried = Evaluation(np.float32([1, 7, 3, 9]), np.float32([[.1, .1], [.15, .1], [.8, .8], [.5, .5]]), *[None]*3)
     asked = np.float32([[.1, .1], [.9, .9], [.28, .3]])
-    assert best_answers(tried, asked, premium=0).tolist() == [0, 2, 1]
-    assert best_answers(tried, np.float32([[.1, .1], [.11, .1]]), premium=0).tolist() == [0, 1]  # alone, the second would take 0
-    assert best_answers(tried, asked[:1], premium=.1).tolist() == [1]  # .05 farther, but 1.9 standard deviations better paid
-    assert len(set(best_answers(tried, np.zeros((4, 2)), premium=0))) == 4
+    assert assign_targets(tried, asked, reward_weight=0).tolist() == [0, 2, 1]
+    assert assign_targets(tried, np.float32([[.1, .1], [.11, .1]]), reward_weight=0).tolist() == [0, 1]  # alone, the second would take 0
+    assert assign_targets(tried, asked[:1], reward_weight=.1).tolist() == [1]  # .05 farther, but 1.9 standard deviations better rewarded
+    assert len(set(assign_targets(tried, np.zeros((4, 2)), reward_weight=0))) == 4
 
 
 def test_best_answers_cost_least():
@@ -234,7 +240,7 @@ def test_best_answers_cost_least():
     tried, asked = Evaluation(rng.normal(size=6), rng.uniform(size=(6, 2)), *[None]*3), rng.uniform(size=(4, 2))
     cost = np.linalg.norm(asked[:, None] - tried.measures, axis=-1) - .1*tried.objective/tried.objective.std()
     total = lambda rows: sum(cost[i, r] for i, r in enumerate(rows))
-    assert np.isclose(total(best_answers(tried, asked, premium=.1)), min(map(total, permutations(range(6), 4))))
+    assert np.isclose(total(assign_targets(tried, asked, reward_weight=.1)), min(map(total, permutations(range(6), 4))))
 
 
 def test_pooling_gives_the_mean_of_all_episodes():
@@ -251,25 +257,25 @@ def test_pooling_gives_the_mean_of_all_episodes():
 
 def test_trying_again_unmasks_the_lucky(monkeypatch):
     "Of two latents that looked alike, the one that had been lucky gives way after further episodes."
-    from policydiffusion import generator
-    from policydiffusion.archive import made_up_archive
-    archive = made_up_archive(n=2)
+    from policydiffusion import relabel
+    from policydiffusion.archive import synthetic_archive
+    archive = synthetic_archive(n=2)
     archive = replace(archive, measures=np.float32([[.2, .2], [.8, .8]]))
     truth = np.float32([[.6, .6], [.25, .2], [.8, .8]])
     z, sigma = 1e6*torch.eye(3), torch.ones(3)  # too far apart to tell about each other
     tried, episodes = Evaluation(np.ones(3), np.float32([[.2, .2], [.25, .2], [.8, .8]]), np.ones(3), None, None), np.full(3, 2)
-    monkeypatch.setattr(generator, 'rehearse', lambda model, archive, z, settings, seed: Evaluation(np.ones(len(z)), truth[z.argmax(1)], np.ones(len(z)), None, None))
-    settings = replace(rehearsal_settings('smoke'), episodes=2)
-    assert best_answers(smoothed(tried, z, sigma, episodes), archive.measures).tolist() == [0, 2]
-    tried, episodes = try_again(None, archive, z, sigma, tried, episodes, settings, seed=0)
-    assert episodes.tolist() == [4, 2, 4] and best_answers(smoothed(tried, z, sigma, episodes), archive.measures).tolist() == [1, 2]
+    monkeypatch.setattr(relabel, 'evaluate_latents', lambda model, archive, z, settings, seed: Evaluation(np.ones(len(z)), truth[z.argmax(1)], np.ones(len(z)), None, None))
+    settings = replace(relabel_settings('smoke'), episodes=2)
+    assert assign_targets(smoothed(tried, z, sigma, episodes), archive.measures).tolist() == [0, 2]
+    tried, episodes = evaluate_again(None, archive, z, sigma, tried, episodes, settings, seed=0)
+    assert episodes.tolist() == [4, 2, 4] and assign_targets(smoothed(tried, z, sigma, episodes), archive.measures).tolist() == [1, 2]
 
 
 def test_generator_of_ours_from_file(rows, tmp_path):
     "The file gives back the decoder: the same latents, the same policies, all parts counted."
     state, _ = run(rows)
     design = compact_design(SETTINGS, 2, {'width': 16, 'n_blocks': 1, 'cond_freqs': 0, 'n_waves': 4})
-    g = Generator('walker2d', SPEC, design, 'ours', Sampling('dpm', n_steps=3, clip=3.))
+    g = Generator('walker2d', SPEC, design, 'compact', Sampling('dpm', n_steps=3, clip=3.))
     take_decoder(g, state.model, np.zeros(5), np.ones(5))
     z = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(g.decoder.decode(z), state.model.decode(z))
@@ -282,17 +288,17 @@ def test_generator_of_ours_from_file(rows, tmp_path):
 
 def test_rehearsal_rolls_out_what_was_decoded(monkeypatch):
     "Each row is the decoded policy, batch by batch; the batches are told where they begin, so that each row has starts of its own."
-    from policydiffusion import generator
-    from policydiffusion.archive import made_up_archive
-    archive, calls = made_up_archive(n=12), []
+    from policydiffusion import relabel
+    from policydiffusion.archive import synthetic_archive
+    archive, calls = synthetic_archive(n=12), []
 
     def evaluate(task, spec, params, mean, std, episodes, horizon, seed, n_max, first):
         calls.append((len(params), seed, first, n_max, episodes, horizon))
         return Evaluation(params.sum(1), params[:, :2], params[:, 0], params[:, 0], params[:, :2])
-    monkeypatch.setattr(generator, 'evaluate', evaluate)
+    monkeypatch.setattr(relabel, 'evaluate', evaluate)
     model = CompactAutoencoder(archive.spec, 12, (3,), (3,)*len(archive.spec.layer_sizes)).start(torch.from_numpy(archive.params))
     z = torch.randn(7, 3)
-    tried = rehearse(model, archive, z, replace(rehearsal_settings('smoke'), batch=4), seed=50)
+    tried = evaluate_latents(model, archive, z, replace(relabel_settings('smoke'), batch=4), seed=50)
     assert calls == [(4, 50, 0, 4, 1, 50), (3, 50, 4, 4, 1, 50)]
     np.testing.assert_allclose(tried.objective, model.decode(z).detach().sum(1), rtol=1e-5)
 
@@ -303,7 +309,7 @@ def test_shipped_generator():
     assert path.stat().st_size <= 1.5e6
     g, archive = Generator.load(path, 'walker2d'), Archive.load(DATA/'archives'/'walker2d.safetensors', 'walker2d')
     policies = g.generate(archive.measures[:3], seed=0)
-    assert g.method == 'ours' and policies.spec == archive.spec
+    assert g.method == 'compact' and policies.spec == archive.spec
     apart = torch.cdist(torch.from_numpy(policies.params), torch.from_numpy(archive.params))
     everybody = torch.pdist(torch.from_numpy(archive.params)).mean()
     assert np.isfinite(policies.params).all() and apart.min(1).values.max() < everybody  # policies of this family, not noise

@@ -1,4 +1,4 @@
-"Several wishes at once, against Gaussians whose product is known."
+"Several conditions at once, against Gaussians whose product is known."
 from dataclasses import replace
 
 import numpy as np
@@ -51,11 +51,11 @@ def network(monkeypatch):
     monkeypatch.setitem(DECODERS, 'repeats', Repeats)
     torch.manual_seed(0)
     g = Generator('walker2d', SPEC, Design(2, (2,), {'name': 'repeats'}, {'name': 'residual', 'width': 16, 'n_blocks': 1}), sampling=Sampling(n_steps=6, clip=3.))
-    nn.init.normal_(g.denoiser.leave[-1].weight, std=.3)
+    nn.init.normal_(g.denoiser.output_projection[-1].weight, std=.3)
     return g
 
 
-# ---- wishes that have nothing to do with each other: the formula is exact
+# ---- conditions that have nothing to do with each other: the formula is exact
 
 @pytest.mark.parametrize('w', [0., 2.])
 def test_the_product_of_two_halves_is_the_whole(oracle, w):
@@ -75,18 +75,18 @@ def test_a_free_coordinate_keeps_the_spread_of_the_prior(oracle):
     np.testing.assert_allclose(z.std(1), [[WISH, PRIOR]]*2, atol=.04)
 
 
-# ---- two wishes about one coordinate: what the sampler's flow makes of them, and how far that is from Bayes' rule
+# ---- two conditions about one coordinate: what the sampler's flow makes of them, and how far that is from Bayes' rule
 
 def flow(wishes):
     "Mean and s.d. at the end of dy/ds = s sum_i (y - m_i)/(WISH^2 + s^2) - s (n-1) y/(PRIOR^2 + s^2), s the noise, y(s) ~ N(0, s^2) far out."
     n = len(wishes)
-    width = lambda s: ((WISH**2 + s**2)**n/(PRIOR**2 + s**2)**(n - 1))**.5  # solves it without the wishes
+    width = lambda s: ((WISH**2 + s**2)**n/(PRIOR**2 + s**2)**(n - 1))**.5  # solves it without the conditions
     pull = lambda s: s*sum(wishes)/(WISH**2 + s**2)/width(s)
     return width(0)*quad(pull, 0, np.inf)[0], width(0)
 
 
 def bayes(wishes):
-    "Mean and s.d. of the product of the wishes' Gaussians over the prior's."
+    "Mean and s.d. of the product of the conditions' Gaussians over the prior's."
     precision = len(wishes)/WISH**2 - (len(wishes) - 1)/PRIOR**2
     return sum(wishes)/WISH**2/precision, precision**-.5
 
@@ -102,7 +102,7 @@ def test_two_wishes_about_one_thing_follow_the_closed_form(oracle, wishes):
 
 
 def test_the_product_is_narrower_than_bayes_rule_says():
-    "Scores of noisy data do not add up as those of clean data do; with one wish there is nothing to add."
+    "Scores of noisy data do not add up as those of clean data do; with one condition there is nothing to add."
     np.testing.assert_allclose(flow((.6,)), bayes((.6,)), rtol=1e-6)
     assert flow((.2, .9))[1] == pytest.approx(WISH**2/PRIOR) and flow((.2, .9))[1] < .7*bayes((.2, .9))[1]
 

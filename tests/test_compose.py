@@ -40,7 +40,7 @@ def test_segments_of_unequal_length_and_poses():
 def test_many_sequences_are_dealt_to_lanes_and_come_back_in_order():
     rows = ARCHIVE.params[[0, 50, 100, 150, 200]]
     pairs = np.stack([rows, rows[::-1]], 1)
-    few, many = (play('walker2d', SPEC, pairs, *NORM, (6, 6), n_episodes=n, seed=4) for n in (3, 30))  # 150 episodes on 128 lanes
+    few, many = (play('walker2d', SPEC, pairs, *NORM, (6, 6), n_episodes=n, seed=4) for n in (3, 30))  # 150 episodes on 128 environments
     np.testing.assert_allclose(many.reward[:, :3], few.reward, atol=1e-4)
     assert len(np.unique(many.reward[:, :, 5])) == 150
 

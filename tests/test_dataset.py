@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from policydiffusion import core, dataset
-from policydiffusion.archive import made_up_archive
+from policydiffusion.archive import synthetic_archive
 from policydiffusion.core import artifact_dir, load_tensors, save_tensors
 from policydiffusion.dataset import TENSOR_FIELDS, Dataset, load_dataset, save_dataset
 from policydiffusion.policy import PolicySpec
@@ -12,7 +12,7 @@ from policydiffusion.policy import PolicySpec
 @pytest.fixture
 def file(tmp_path, monkeypatch):
     monkeypatch.setattr(core, 'ARTIFACTS', tmp_path)
-    a = made_up_archive(n=6, spec=PolicySpec(4, 2, (3,)))
+    a = synthetic_archive(n=6, spec=PolicySpec(4, 2, (3,)))
     data = Dataset('walker2d', a.spec, a.params, a.params.mean(0), a.params.std(0) + 1e-6, a.measures, a.objective, a.obs_mean, a.obs_std, np.ones((6, 5, 4), np.float32))
     return save_dataset(data, artifact_dir('laptop', 'walker2d')/'dataset.safetensors'), data
 

@@ -26,7 +26,7 @@ def count(module):
 def awake(model):
     "Give the last layer, zero at the start, some weights, so that inputs show in the output."
     torch.manual_seed(0)
-    nn.init.normal_(model.leave[-1].weight, std=.1)
+    nn.init.normal_(model.output_projection[-1].weight, std=.1)
     return model
 
 
@@ -92,7 +92,7 @@ def test_residual_block_adds():
 
 def test_middle_is_the_only_place_with_attention():
     attention = [name for name, m in UNet().named_modules() if isinstance(m, Attention)]
-    assert attention == ['attend.look', 'attend.listen']
+    assert attention == ['attend.self_attention', 'attend.cross_attention']
     assert sum(isinstance(m, MiddleTransformer) for m in UNet().modules()) == 1
 
 

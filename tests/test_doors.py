@@ -6,21 +6,23 @@ import pytest
 import torch
 
 from policydiffusion import compose, rollout
-from policydiffusion.archive import Archive, made_up_archive
+from policydiffusion.archive import Archive, synthetic_archive
 from policydiffusion.baselines import CodeBook, StoredElites, fit
 from policydiffusion.core import DATA, check_array, check_count, check_number
 from policydiffusion.dataset import reevaluate
 from policydiffusion.diffusion import (Schedule, ToyDenoiser, cosine_schedule, drop_condition, sample, swiss_roll, timesteps,
                                        train_diffusion)
-from policydiffusion.generator import Generator, check_request, propose
-from policydiffusion.language import watch, wishes
-from policydiffusion.metrics import best_of_cvt, js_divergence, typical_observations
+from policydiffusion.generator import Generator, check_request
+from policydiffusion.relabel import propose
+from policydiffusion.language import watch, draw_conditions
+from policydiffusion.archive import best_of_cvt
+from policydiffusion.metrics import js_divergence, typical_observations
 from policydiffusion.rollout import evaluate, trace, visited_observations
 from policydiffusion.tasks import get_task
 
 SPEC = get_task('walker2d').spec()
 ROWS, ZERO, ONE = np.zeros((2, SPEC.n_params), np.float32), np.zeros(17, np.float32), np.ones(17, np.float32)
-TOY = made_up_archive(n=60)
+TOY = synthetic_archive(n=60)
 
 
 def refusal(call, *args, **more) -> str:
@@ -75,7 +77,7 @@ X = torch.zeros(4, 2)
 COUNTS = {
     'evaluate n_episodes': lambda n: evaluate('walker2d', SPEC, ROWS, ZERO, ONE, n_episodes=n),
     'evaluate horizon': lambda n: evaluate('walker2d', SPEC, ROWS, ZERO, ONE, horizon=n),
-    'evaluate lanes': lambda n: evaluate('walker2d', SPEC, ROWS, ZERO, ONE, lanes=n),
+    'evaluate environments': lambda n: evaluate('walker2d', SPEC, ROWS, ZERO, ONE, envs=n),
     'evaluate n_max': lambda n: evaluate('walker2d', SPEC, ROWS, ZERO, ONE, n_max=n),
     'trace horizon': lambda n: trace('walker2d', SPEC, ROWS, ZERO, ONE, horizon=n),
     'trace stride': lambda n: trace('walker2d', SPEC, ROWS, ZERO, ONE, stride=n),
@@ -91,7 +93,7 @@ COUNTS = {
     'compose m': lambda n: compose.compose(G, [((.5, .5), 6)], m=n),
     'compose n_episodes': lambda n: compose.compose(G, [((.5, .5), 6)], n_episodes=n),
     'compose steps': lambda n: compose.compose(G, [((.5, .5), n)]),
-    'play lanes': lambda n: compose.play('walker2d', SPEC, ROWS[:, None], ZERO, ONE, (6,), lanes=n),
+    'play environments': lambda n: compose.play('walker2d', SPEC, ROWS[:, None], ZERO, ONE, (6,), envs=n),
     'choose rounds': lambda n: compose.choose('walker2d', SPEC, ROWS[:, None, None], ZERO, ONE, (6,), rounds=n),
     'alternatives m': lambda n: compose.alternatives(np.zeros((1, 1, 2)), n),
     'cosine_schedule n_steps': lambda n: cosine_schedule(n),
@@ -103,7 +105,7 @@ COUNTS = {
     'train_diffusion epochs': lambda n: next(train_diffusion(ToyDenoiser(), cosine_schedule(), X, epochs=n)),
     'train_diffusion batch_size': lambda n: next(train_diffusion(ToyDenoiser(), cosine_schedule(), X, batch_size=n)),
     'propose copies': lambda n: propose(X, torch.ones(2), X, n),
-    'wishes each': lambda n: wishes(np.ones((2, 2), bool), n),
+    'conditions each': lambda n: draw_conditions(np.ones((2, 2), bool), n),
     'StoredElites n': lambda n: StoredElites(TOY, n),
     'best_of_cvt n_cells': lambda n: best_of_cvt(TOY.measures, TOY.objective, n),
     'typical_observations n': lambda n: typical_observations(TOY, n),

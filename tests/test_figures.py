@@ -10,7 +10,7 @@ import pytest
 
 from policydiffusion import core, metrics
 from policydiffusion.core import save_tensors
-from policydiffusion.metrics import compare, describe, made_up_run
+from policydiffusion.metrics import compare, describe, synthetic_run
 
 matplotlib.use('agg')
 NBS = Path(__file__).parents[1]/'nbs'
@@ -53,9 +53,9 @@ def test_second_run_is_byte_identical(name, disk):
 def laptop_run(disk):
     "What two methods with two seeds leave behind, all invented but not marked so."
     runs = {}
-    for method in ('ours', 'paper'):
+    for method in ('compact', 'paper'):
         for seed in (111, 222):
-            original, reference, generated = (replace(a, meta={}) for a in made_up_run('walker2d', method, seed))
+            original, reference, generated = (replace(a, meta={}) for a in synthetic_run('walker2d', method, seed))
             folder = disk/'artifacts'/'laptop'/'walker2d'
             original.save(disk/'data'/'archives'/'walker2d.safetensors')
             reference.save(folder/'reference.safetensors')
@@ -67,7 +67,7 @@ def laptop_run(disk):
 
 def test_figure_6_draws_the_runs_on_the_disk(laptop_run):
     disk, runs = laptop_run
-    run_notebook('56_fig6_cdf', scale='laptop', tasks='walker2d', methods='ours,paper', seeds='111,222')
+    run_notebook('56_fig6_cdf', scale='laptop', tasks='walker2d', methods='compact,paper', seeds='111,222')
     table = pd.read_csv(disk/'figures'/'fig6_cdf.csv')
     for (method, seed), (_, _, generated) in runs.items():
         curve = table[(table.method == method) & (table.seed == seed)]
@@ -78,7 +78,7 @@ def test_figure_6_draws_the_runs_on_the_disk(laptop_run):
 
 def test_one_seed_may_come_as_a_number(laptop_run):
     disk, _ = laptop_run
-    scope = run_notebook('56_fig6_cdf', scale='laptop', tasks='walker2d', methods='ours', seeds=111)
+    scope = run_notebook('56_fig6_cdf', scale='laptop', tasks='walker2d', methods='compact', seeds=111)
     assert scope['seed_numbers'] == [111]
 
 
@@ -98,11 +98,11 @@ def test_a_missing_run_is_named_and_nothing_is_invented(disk, name):
 
 def test_metrics_are_recorded(laptop_run):
     disk, runs = laptop_run
-    original, reference, generated = runs['ours', 111]
+    original, reference, generated = runs['compact', 111]
     run_notebook('40_metrics', scale='laptop')
     rows = core.collect_results().set_index(['method', 'metric']).value
-    # the archives went through half precision, but made-up weights are already rounded
-    assert rows['ours'].to_dict() == pytest.approx(compare(original, reference, generated), rel=1e-5)
+    # the archives went through half precision, but synthetic weights are already rounded
+    assert rows['compact'].to_dict() == pytest.approx(compare(original, reference, generated), rel=1e-5)
     assert rows['original'].to_dict() == pytest.approx(describe(original, reference), rel=1e-5)
 
 
@@ -146,17 +146,17 @@ def test_tables_change_minutes_and_speeds_only_on_request(disk, monkeypatch):
     (disk/'figures'/'minutes.csv').write_text('notebook,minutes\n40_metrics,0.50\n')
     (disk/'README.md').write_text('a\n<!-- results:begin -->\n<!-- results:end -->\nb\n')
     busy = {'mem': .04, 'policies_per_second': 3}
-    core.record('laptop', 'walker2d', 'ours', 111, busy)
-    core.record('laptop', 'ant', 'ours', 111, {'mem': 9})  # of another run
+    core.record('laptop', 'walker2d', 'compact', 111, busy)
+    core.record('laptop', 'ant', 'compact', 111, {'mem': 9})  # of another run
     (times/'40_metrics.tsv').write_text('s\th:m:s\n600\t0:10:00\n')
-    (times/'15_dataset.tsv').write_text('')  # of a killed step
-    given = dict(scale='laptop', tasks='walker2d', methods='ours')
+    (times/'19_dataset.tsv').write_text('')  # of a killed step
+    given = dict(scale='laptop', tasks='walker2d', methods='compact')
     run = lambda **more: run_notebook('58_tables', **given, **more)
     before = written(disk/'figures')
     run()
     first = written(disk)
     assert all(first[Path('figures')/name] == text for name, text in before.items())
-    assert all(text in first[Path('README.md')] for text in (b'| ours', b'| 900 ', b'| 0.5 '))
+    assert all(text in first[Path('README.md')] for text in (b'| compact', b'| 900 ', b'| 0.5 '))
     run()
     assert written(disk) == first
     run(times=True)

@@ -9,12 +9,14 @@ from safetensors import safe_open
 from torch import nn
 
 from policydiffusion import generator as generator_module
-from policydiffusion.archive import made_up_archive
+from policydiffusion.archive import synthetic_archive
 from policydiffusion.autoencoder import AutoencoderSettings, build_autoencoder, standardisation, toy_archive
 from policydiffusion.core import NonFiniteLoss, load_tensors, save_tensors
 from policydiffusion.diffusion import cosine_schedule
-from policydiffusion.generator import (DECODERS, DENOISERS, EXACT, Design, DiffusionSettings, Generator, LatentScale, Sampling, check_request,
-                                       count_parts, diffusion_settings, encode_policies, paper_design, take_decoder, train_generator)
+from policydiffusion.distil import (DiffusionSettings, diffusion_settings, encode_policies,
+                                    paper_design, take_decoder, train_generator)
+from policydiffusion.generator import (DECODERS, DENOISERS, EXACT, Design, Generator, LatentScale,
+                                       Sampling, check_request, count_parts)
 from policydiffusion.hypernetwork import count_parameters
 from policydiffusion.policy import PolicySpec, unpack
 
@@ -37,7 +39,7 @@ def paper(autoencoder, **sampling) -> Generator:
     model = autoencoder[0]
     g = Generator('walker2d', SPEC, paper_design(model, SMALL, 2, SMALL_UNET), sampling=Sampling(n_steps=4, clip=3., **sampling), provenance={'seed': 5})
     take_decoder(g, model, [1., 2, 3], [4., 5, 6])
-    nn.init.normal_(g.denoiser.leave[-1].weight, std=.1)
+    nn.init.normal_(g.denoiser.output_projection[-1].weight, std=.1)
     g.latent_scale.fit(torch.randn(9, 2, 4, 4)*2 + 1)
     return g
 
@@ -68,7 +70,7 @@ class Repeats(nn.Module):
 def known(monkeypatch) -> Generator:
     monkeypatch.setitem(DENOISERS, 'wants', Wants)
     monkeypatch.setitem(DECODERS, 'repeats', Repeats)
-    return Generator('walker2d', SPEC, Design(2, (2,), {'name': 'repeats', 'times': 3}, {'name': 'wants'}), 'ours', Sampling(n_steps=10))
+    return Generator('walker2d', SPEC, Design(2, (2,), {'name': 'repeats', 'times': 3}, {'name': 'wants'}), 'compact', Sampling(n_steps=10))
 
 
 def test_every_request_gets_its_own_rows(known):
@@ -99,7 +101,7 @@ def test_free_entries_reach_the_denoiser_as_free(known):
 
 def test_a_method_of_ones_own_goes_through_a_file(known, tmp_path):
     again = Generator.load(known.save(tmp_path/'g.safetensors'), 'walker2d')
-    assert again.method == 'ours' and again.design == known.design
+    assert again.method == 'compact' and again.design == known.design
     np.testing.assert_array_equal(again.generate(ASKED).params, known.generate(ASKED).params)
 
 
@@ -184,11 +186,11 @@ def test_jax_torch_and_numpy_act_alike(autoencoder):
 
 
 def test_an_untried_archive(known):
-    original = made_up_archive(n=30, spec=SPEC)
+    original = synthetic_archive(n=30, spec=SPEC)
     known.normaliser.mean.fill_(7.)
     a = known.generate(ASKED, n=2).to_archive(original)
     assert a.spec == SPEC and a.dims == original.dims and a.horizon == original.horizon and len(a) == 10
-    assert not a.objective.any() and not a.length.any() and (a.obs_mean == 7).all() and 'made_up' not in a.meta
+    assert not a.objective.any() and not a.length.any() and (a.obs_mean == 7).all() and 'synthetic' not in a.meta
     np.testing.assert_array_equal(a.measures, np.repeat(ASKED, 2, 0))
     half = known.generate(ASKED[:1], given=np.array([[True, False]]))
     with pytest.raises(ValueError, match='measures of these policies were left free'): half.to_archive(original)
@@ -243,7 +245,7 @@ def test_truncated(file, keep):
 def test_foreign(file):
     file.write_bytes(b'not at all ' * 100)
     with pytest.raises(ValueError, match='truncated or not a safetensors file'): Generator.load(file)
-    made_up_archive().save(file)
+    synthetic_archive().save(file)
     with pytest.raises(ValueError, match="g.safetensors is of kind 'archive': expected kind 'generator'"): Generator.load(file)
 
 
@@ -252,8 +254,8 @@ def test_of_another_task(file):
 
 
 @pytest.mark.parametrize('change, message', [
-    (lambda t, h: t['denoiser.leave.2.weight'].__setitem__((0, 0, 0, 0), np.nan), "tensor 'denoiser.leave.2.weight' holds values that are not finite"),
-    (lambda t, h: h.update(format_version=9), 'has format version 9: expected 1'),
+    (lambda t, h: t['denoiser.output_projection.2.weight'].__setitem__((0, 0, 0, 0), np.nan), "tensor 'denoiser.output_projection.2.weight' holds values that are not finite"),
+    (lambda t, h: h.update(format_version=9), 'has format version 9: expected 2'),
     (lambda t, h: h['design']['denoiser'].update(name='oracle'), "is not a sound generator.*denoiser 'oracle' is unknown: expected one of unet, residual"),
     (lambda t, h: h.pop('design'), "is not a sound generator.*'design'"),
     (lambda t, h: h['design'].update(wings=2), 'is not a sound generator.*wings'),

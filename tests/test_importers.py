@@ -18,7 +18,7 @@ from policydiffusion.importers import (_ppga_arrays, import_arrays, import_npz, 
                                        share_normaliser)
 from policydiffusion.policy import PolicySpec, act_jax, act_torch, pack, unpack
 from policydiffusion.rollout import _act
-from policydiffusion.search import mlp
+from policydiffusion.ppo import mlp
 
 SIZES = (5, 8, 7, 2)  # observations, two hidden layers, actions
 OBS = np.random.default_rng(0).normal(0, 8, (1000, 5)).astype(np.float32)  # well beyond our own clipping at 10

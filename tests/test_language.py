@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from policydiffusion.archive import Archive
-from policydiffusion.autoencoder import compact_settings
+from policydiffusion.behaviour import compact_settings
 from policydiffusion.core import DATA
-from policydiffusion.generator import JUDGED, Generator, Judge
-from policydiffusion.language import PREDICATES, Predicate, get_predicates, say, text_design, train_judge, truth, watch, wishes
+from policydiffusion.generator import Generator
+from policydiffusion.language import CANDIDATES, SuccessClassifier
+from policydiffusion.language import PREDICATES, Predicate, get_predicates, say, text_design, train_success_classifier, truth, watch, draw_conditions
 from policydiffusion.policy import act_jax
 from policydiffusion.rollout import evaluate
 from policydiffusion.tasks import TASKS, make_env
-from policydiffusion.text import Reader, load_words
+from policydiffusion.text import TextClassifier, load_words
 
 ARCHIVE = Archive.load(DATA/'archives'/'walker2d.safetensors', 'walker2d')
 NORM = ARCHIVE.obs_mean, ARCHIVE.obs_std
@@ -51,8 +52,8 @@ def test_the_description_is_what_the_steps_show(seen):
     contact, pos, rot, alive = map(np.asarray, jax.jit(jax.vmap(episode))(jnp.arange(len(SOME)), jnp.asarray(SOME)))
     mean = lambda x: (x*alive).sum(1)/alive.sum(1)
     np.testing.assert_allclose(seen.iloc[:, :2], np.stack([mean(contact[..., k]) for k in (0, 1)], 1), atol=.02)  # one step in sixty: a batch of another size rounds differently
-    np.testing.assert_allclose(seen.flight, mean(1 - contact.max(2)), atol=.02)
-    np.testing.assert_allclose(seen.stance, mean(contact.min(2)), atol=.02)
+    np.testing.assert_allclose(seen['aerial phase'], mean(1 - contact.max(2)), atol=.02)
+    np.testing.assert_allclose(seen['double support'], mean(contact.min(2)), atol=.02)
     np.testing.assert_allclose(seen.height, mean(pos[..., 2]), atol=2e-3)
     np.testing.assert_allclose(seen.lean, mean(2*np.arctan2(rot[..., 2], rot[..., 0])), atol=5e-3)  # a planar body turns about y only
     travelled = [(p[a][-1, 0] - p[a][0, 0])/((a.sum() - 1)*.008) for p, a in zip(pos, alive)]
@@ -61,8 +62,8 @@ def test_the_description_is_what_the_steps_show(seen):
 
 def test_watching_in_parts_is_watching():
     whole = watch('walker2d', ARCHIVE.spec, SOME, *NORM, n_episodes=1, horizon=60, seed=3, batch=8)
-    assert list(whole) == ['right foot contact', 'left foot contact', 'flight', 'stance', 'speed', 'height', 'lean', 'stir', 'length'] and len(whole) == len(SOME)
-    assert (whole.flight + whole.stance <= 1 + 1e-6).all() and (whole.stir > 0).all()
+    assert list(whole) == ['right foot contact', 'left foot contact', 'aerial phase', 'double support', 'speed', 'height', 'lean', 'joint speed', 'length'] and len(whole) == len(SOME)
+    assert (whole['aerial phase'] + whole['double support'] <= 1 + 1e-6).all() and (whole['joint speed'] > 0).all()
 
 
 # ---- predicates
@@ -114,21 +115,21 @@ def test_a_task_without_words_is_refused():
     with pytest.raises(ValueError, match="'swimmer' is unknown: expected one of hopper, walker2d"): get_predicates('swimmer')
 
 
-# ---- wishes
+# ---- conditions
 
 def test_wishes_are_true_small_and_never_banned():
     true = np.random.default_rng(1).random((300, 6)) < .5
     banned = ((0, 1), (2, 5))
-    rows, wish = wishes(true, 10, banned, seed=2)
-    assert (wish.astype(bool) <= true[rows]).all() and set(wish.sum(1)) <= {1, 2, 3} and not any((wish[:, i]*wish[:, j]).any() for i, j in banned)
-    assert {tuple(np.flatnonzero(w)) for w in wish if w.sum() == 2} == {p for p in combinations(range(6), 2) if p not in banned}  # all others occur
-    free = wishes(np.ones((3000, 6), bool), 1, seed=3)[1].sum(1)
+    rows, condition = draw_conditions(true, 10, banned, seed=2)
+    assert (condition.astype(bool) <= true[rows]).all() and set(condition.sum(1)) <= {1, 2, 3} and not any((condition[:, i]*condition[:, j]).any() for i, j in banned)
+    assert {tuple(np.flatnonzero(w)) for w in condition if w.sum() == 2} == {p for p in combinations(range(6), 2) if p not in banned}  # all others occur
+    free = draw_conditions(np.ones((3000, 6), bool), 1, seed=3)[1].sum(1)
     np.testing.assert_allclose([(free == k).mean() for k in (1, 2, 3)], (.35, .4, .25), atol=4*(.25/3000)**.5)
 
 
 def test_who_does_nothing_inspires_no_wish():
-    rows, wish = wishes(np.array([[0, 0], [1, 0]], bool), 5)
-    assert set(rows) == {1} and (wish == [1, 0]).all()
+    rows, condition = draw_conditions(np.array([[0, 0], [1, 0]], bool), 5)
+    assert set(rows) == {1} and (condition == [1, 0]).all()
 
 
 def test_a_sentence_names_every_predicate_of_its_wish():
@@ -143,14 +144,14 @@ def test_a_sentence_names_every_predicate_of_its_wish():
 @pytest.fixture(scope='module')
 def wordy():
     torch.manual_seed(0)
-    reader = Reader(('fast', 'airborne left_up', 'nothing'))
-    generator = Generator('walker2d', ARCHIVE.spec, text_design(compact_settings('smoke'), reader, 2, {'width': 16, 'n_blocks': 1, 'cond_freqs': 0}))
-    generator.listener.known[:] = torch.tensor([[1., 0., 1.], [0., 1., 0.]])  # airborne and left_up; fast
+    classifier = TextClassifier(('fast', 'airborne left_up', 'nothing'))
+    generator = Generator('walker2d', ARCHIVE.spec, text_design(compact_settings('smoke'), classifier, 2, {'width': 16, 'n_blocks': 1, 'cond_freqs': 0}))
+    generator.conditioner.known[:] = torch.tensor([[1., 0., 1.], [0., 1., 0.]])  # airborne and left_up; fast
     return generator
 
 
 def test_words_and_their_wish_are_the_same_request(wordy, monkeypatch):
-    monkeypatch.setattr(wordy.listener.reader, 'read', lambda texts: (np.float32([[1, 0, 1]]*len(texts)), [[]]*len(texts)))
+    monkeypatch.setattr(wordy.conditioner.classifier, 'read', lambda texts: (np.float32([[1, 0, 1]]*len(texts)), [[]]*len(texts)))
     a, b = wordy.generate(['hop on the right foot', 'hop'], n=2, seed=1), wordy.generate(np.float32([[1, 0, 1]]*2), n=2, seed=1)
     np.testing.assert_array_equal(a.params, b.params)
     assert a.texts == ['hop on the right foot']*2 + ['hop']*2 and b.texts is None and np.isnan(a.measures).all() and a.measures.shape == (4, 2)
@@ -160,44 +161,44 @@ def test_the_judge_learns_what_makes_a_predicate_true_and_picks_it():
     torch.manual_seed(0)
     x = torch.randn(600, 2, 3)
     rule = lambda x: np.stack([x[..., 0, 0].numpy() > 0, x[..., 1, 2].numpy() < -.3], -1)
-    judge = Judge((2, 3), 2)
-    losses = train_judge(judge, x, rule(x), steps=400, seed=1)
+    success = SuccessClassifier((2, 3), 2)
+    losses = train_success_classifier(success, x, rule(x), steps=400, seed=1)
     fresh = torch.randn(50, 16, 2, 3)
-    assert np.mean(losses[-20:]) < .1 < np.mean(losses[:5]) and ((judge(fresh.flatten(0, 1)).detach().numpy() > 0) == rule(fresh.flatten(0, 1))).mean() > .93
-    best = judge.best(fresh, torch.ones(50, 2), 1)[:, 0]
+    assert np.mean(losses[-20:]) < .1 < np.mean(losses[:5]) and ((success(fresh.flatten(0, 1)).detach().numpy() > 0) == rule(fresh.flatten(0, 1))).mean() > .93
+    best = success.best(fresh, torch.ones(50, 2), 1)[:, 0]
     possible = rule(fresh).all(2).any(1)
     assert rule(fresh[torch.arange(50), best])[possible].all(1).mean() > .95  # by chance less than one in five
 
 
 def test_each_answer_to_words_is_the_judges_favourite_of_its_own_draws(wordy):
-    wish = np.float32([[1, 0, 1], [0, 1, 0]])
-    z = wordy.draw_latents(wish, 2*JUDGED, seed=4)
-    with torch.no_grad(): logits = wordy.judge((z - wordy.latent_scale.mean)/wordy.latent_scale.std).numpy().reshape(2, 2, JUDGED, 3)
-    score = -(np.log1p(np.exp(-logits))*wish[:, None, None]).sum(3)  # log of the product of probabilities
+    condition = np.float32([[1, 0, 1], [0, 1, 0]])
+    z = wordy.draw_latents(condition, 2*CANDIDATES, seed=4)
+    with torch.no_grad(): logits = wordy.conditioner.success((z - wordy.latent_scale.mean)/wordy.latent_scale.std).numpy().reshape(2, 2, CANDIDATES, 3)
+    score = -(np.log1p(np.exp(-logits))*condition[:, None, None]).sum(3)  # log of the product of probabilities
     best = score.argmax(2).ravel()
-    with torch.no_grad(): expected = wordy.decoder.decode(z[best + JUDGED*np.arange(4)]).numpy()
-    np.testing.assert_allclose(wordy.generate(wish, n=2, seed=4).params, expected, atol=1e-5)
+    with torch.no_grad(): expected = wordy.decoder.decode(z[best + CANDIDATES*np.arange(4)]).numpy()
+    np.testing.assert_allclose(wordy.generate(condition, n=2, seed=4).params, expected, atol=1e-5)
 
 
 def test_further_wishes_are_judged_too(wordy):
-    both = wordy.judged_latents(np.float32([[1, 0, 0]]), 3, seed=2, also=((np.float32([[0, 1, 0]]), None),))
-    z = wordy.draw_latents(np.float32([[1, 0, 0]]), 3*JUDGED, seed=2, also=((np.float32([[0, 1, 0]]), None),))
-    best = wordy.judge.best(wordy.latent_scale(z).unflatten(0, (3, JUDGED)), torch.tensor([[1., 1., 0.]]*3), 1)[:, 0]
-    torch.testing.assert_close(both, z[best + JUDGED*torch.arange(3)])
+    both = wordy.ranked_latents(np.float32([[1, 0, 0]]), 3, seed=2, also=((np.float32([[0, 1, 0]]), None),))
+    z = wordy.draw_latents(np.float32([[1, 0, 0]]), 3*CANDIDATES, seed=2, also=((np.float32([[0, 1, 0]]), None),))
+    best = wordy.conditioner.success.best(wordy.latent_scale(z).unflatten(0, (3, CANDIDATES)), torch.tensor([[1., 1., 0.]]*3), 1)[:, 0]
+    torch.testing.assert_close(both, z[best + CANDIDATES*torch.arange(3)])
 
 
 def test_a_wordy_generator_survives_its_file(wordy, tmp_path):
     again = Generator.load(wordy.save(tmp_path/'g.safetensors'), 'walker2d')
-    assert again.listener.reader.labels == wordy.listener.reader.labels
-    np.testing.assert_array_equal(again.listener.known, wordy.listener.known)
-    for name, x in wordy.judge.state_dict().items(): torch.testing.assert_close(again.judge.state_dict()[name], x, atol=1e-3, rtol=1e-3)  # kept in half precision
+    assert again.conditioner.classifier.labels == wordy.conditioner.classifier.labels
+    np.testing.assert_array_equal(again.conditioner.known, wordy.conditioner.known)
+    for name, x in wordy.conditioner.success.state_dict().items(): torch.testing.assert_close(again.conditioner.success.state_dict()[name], x, atol=1e-3, rtol=1e-3)  # kept in half precision
     with warnings.catch_warnings(): warnings.simplefilter('ignore'); assert again.generate('run', seed=2).params.shape == (1, ARCHIVE.spec.n_params)
 
 
 def test_the_listener_fits_encoders_of_other_sizes(tmp_path):
-    design = text_design(compact_settings('smoke'), Reader(('fast', 'nothing'), 'flan-t5-small', size=16), 1, {'width': 16, 'n_blocks': 1, 'cond_freqs': 0})
+    design = text_design(compact_settings('smoke'), TextClassifier(('fast', 'nothing'), 'flan-t5-small', size=16), 1, {'width': 16, 'n_blocks': 1, 'cond_freqs': 0})
     again = Generator.load(Generator('walker2d', ARCHIVE.spec, design).save(tmp_path/'g.safetensors'))
-    assert again.listener.reader.encoder == 'flan-t5-small' and again.listener.reader.look.in_features == 16
+    assert again.conditioner.classifier.encoder == 'flan-t5-small' and again.conditioner.classifier.queries.in_features == 16
 
 
 @pytest.mark.parametrize('asked, more, told', [
@@ -212,8 +213,8 @@ def test_a_generator_of_measures_refuses_words():
 
 
 def test_warnings_name_what_was_not_understood_and_the_nearest_that_can_be_done(wordy, monkeypatch):
-    monkeypatch.setattr(wordy.listener.reader, 'read', lambda texts: (np.float32([[1, 1, 0]]), [['bake a cake']]))
-    with pytest.warns(UserWarning) as caught: wordy.listener.listen('hop fast, bake a cake')
+    monkeypatch.setattr(wordy.conditioner.classifier, 'read', lambda texts: (np.float32([[1, 1, 0]]), [['bake a cake']]))
+    with pytest.warns(UserWarning) as caught: wordy.conditioner.interpret('hop fast, bake a cake')
     assert "'bake a cake' was not understood; what can be said: airborne, fast, left up" in str(caught[0].message)
     assert 'asks for airborne, fast: nothing that this generator was taught does all of it, the nearest is' in str(caught[1].message)
 
@@ -222,14 +223,14 @@ def test_warnings_name_what_was_not_understood_and_the_nearest_that_can_be_done(
 def test_shipped_generators_know_their_words(task):
     generator = Generator.load(path := DATA/'generators'/f'{task}_text.safetensors', task)
     names = tuple(p.name for p in get_predicates(generator.task))
-    assert generator.listener.reader.predicates == names and path.stat().st_size < 1.5e6
+    assert generator.conditioner.classifier.predicates == names and path.stat().st_size < 1.5e6
     kept = load_words(taught=False, about=names)
-    said = generator.listener.reader.read(kept.phrase.tolist())[0]
+    said = generator.conditioner.classifier.read(kept.phrase.tolist())[0]
     right = [{n for n, s in zip(names, row) if s} == set(p.split()) - {'nothing'} for row, p in zip(said, kept.predicate)]
     assert np.mean(right) > .8  # of phrases that it was not taught
 
 
 def test_the_shipped_generator_understands_the_readme():
     generator = Generator.load(DATA/'generators'/'walker2d_text.safetensors', 'walker2d')
-    with warnings.catch_warnings(): warnings.simplefilter('error'); said = generator.listener.listen('hop on the left foot with the right foot up')
-    assert generator.listener.names(said[0]) == 'airborne, right up'
+    with warnings.catch_warnings(): warnings.simplefilter('error'); said = generator.conditioner.interpret('hop on the left foot with the right foot up')
+    assert generator.conditioner.names(said[0]) == 'airborne, right up'

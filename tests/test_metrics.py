@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
 
-from policydiffusion import metrics
-from policydiffusion.archive import Archive, made_up_archive
+from policydiffusion import core
+from policydiffusion.archive import Archive, synthetic_archive
 from policydiffusion.metrics import (actions, compare, compression, compression_bytes, describe, fit_gaussian, js_divergence,
-                                     load_run, made_up_run, nearest_distance, novelty, typical_observations)
+                                     load_run, synthetic_run, nearest_distance, novelty, typical_observations)
 from policydiffusion.policy import PolicySpec, pack, unpack
 
 SPEC = PolicySpec(1, 1, ())
@@ -65,7 +65,7 @@ def test_original_is_described_by_its_re_evaluation(run):
 
 
 def test_mem_in_two_dimensions_is_euclidean():
-    a = made_up_archive(n=3)
+    a = synthetic_archive(n=3)
     b = replace(a, measures=np.float32([[.3, .4], [.1, .1], [1, 1]]))
     a = replace(a, measures=np.float32([[0, 0], [.1, .1], [.4, .2]]))
     assert compare(a, a, b)['mem'] == pytest.approx((.5 + 0 + 1)/3)
@@ -122,7 +122,7 @@ def test_nearest_distance_against_all_pairs():
 
 
 def test_permuted_hidden_units_are_new_in_weights_only():
-    a = made_up_archive(n=60)
+    a = synthetic_archive(n=60)
     (W, b), (V, c) = unpack(a.spec, a.params)
     same = replace(a, params=pack([(W[..., ::-1], b[..., ::-1]), (V[:, ::-1], c)]))
     n = novelty(a, same)
@@ -130,7 +130,7 @@ def test_permuted_hidden_units_are_new_in_weights_only():
 
 
 def test_actions_are_those_of_one_policy_at_a_time():
-    a = made_up_archive(n=5)
+    a = synthetic_archive(n=5)
     a = replace(a, params=4*a.params, obs_mean=np.arange(20).reshape(5, 4)/10, obs_std=1 + np.arange(20).reshape(5, 4)/10)
     obs = typical_observations(a, 6)
     for i in range(5):
@@ -156,7 +156,7 @@ def test_our_rule_counts_every_parameter():
 
 def test_bytes_need_the_same_precision(tmp_path):
     from policydiffusion.core import save_tensors
-    a = made_up_archive(n=1000).save(tmp_path/'archive.safetensors')
+    a = synthetic_archive(n=1000).save(tmp_path/'archive.safetensors')
     half = save_tensors(tmp_path/'half.safetensors', {'w': np.zeros(5000, np.float16)}, {'kind': 'generator'})
     full = save_tensors(tmp_path/'full.safetensors', {'w': np.zeros(5000, np.float32)}, {'kind': 'generator'})
     assert compression_bytes(a, half) == a.stat().st_size/half.stat().st_size
@@ -183,25 +183,25 @@ def test_every_target_needs_an_answer(run):
 
 @pytest.fixture
 def disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(metrics, 'ARTIFACTS', tmp_path/'artifacts')
-    monkeypatch.setattr(metrics, 'DATA', tmp_path/'data')
+    monkeypatch.setattr(core, 'ARTIFACTS', tmp_path/'artifacts')
+    monkeypatch.setattr(core, 'DATA', tmp_path/'data')
     return tmp_path
 
 
 def test_smoke_invents_a_run_and_leaves_no_file(disk):
-    for a in load_run('smoke', 'walker2d', 'ours', 111): assert a.meta['made_up']
+    for a in load_run('smoke', 'walker2d', 'compact', 111): assert a.meta['synthetic']
     assert not list(disk.iterdir())
 
 
 def test_other_scales_insist_on_files(disk):
-    with pytest.raises(FileNotFoundError, match=r'walker2d.safetensors does not exist'): load_run('laptop', 'walker2d', 'ours', 111)
-    with pytest.raises(ValueError, match="scale 'big' is unknown"): load_run('big', 'walker2d', 'ours', 111)
+    with pytest.raises(FileNotFoundError, match=r'walker2d.safetensors does not exist'): load_run('laptop', 'walker2d', 'compact', 111)
+    with pytest.raises(ValueError, match="scale 'big' is unknown"): load_run('big', 'walker2d', 'compact', 111)
 
 
 def test_a_run_is_read_back(disk):
-    original, reference, generated = made_up_run()
+    original, reference, generated = synthetic_run()
     original.save(disk/'data'/'archives'/'walker2d.safetensors')
     reference.save(disk/'artifacts'/'laptop'/'walker2d'/'reference.safetensors')
-    generated.save(disk/'artifacts'/'laptop'/'walker2d'/'ours-111'/'generated.safetensors')
-    back = load_run('laptop', 'walker2d', 'ours', 111)
+    generated.save(disk/'artifacts'/'laptop'/'walker2d'/'compact-111'/'generated.safetensors')
+    back = load_run('laptop', 'walker2d', 'compact', 111)
     assert compare(*back) == compare(original, reference, generated)

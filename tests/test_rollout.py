@@ -23,7 +23,7 @@ def params():
 
 @pytest.fixture(scope='module')
 def result(params):
-    return evaluate('walker2d', SPEC, params, ZERO, ONE, n_episodes=2, horizon=40, seed=5, lanes=32)
+    return evaluate('walker2d', SPEC, params, ZERO, ONE, n_episodes=2, horizon=40, seed=5, envs=32)
 
 
 @pytest.fixture(scope='module')
@@ -54,15 +54,15 @@ def test_lanes_equal_a_loop(params, result, single):
 
 
 def test_twice_the_same_and_other_seeds_differ(params, result):
-    again = evaluate('walker2d', SPEC, params, ZERO, ONE, n_episodes=2, horizon=40, seed=5, lanes=32)
-    other = evaluate('walker2d', SPEC, params, ZERO, ONE, n_episodes=2, horizon=40, seed=6, lanes=32)
+    again = evaluate('walker2d', SPEC, params, ZERO, ONE, n_episodes=2, horizon=40, seed=5, envs=32)
+    other = evaluate('walker2d', SPEC, params, ZERO, ONE, n_episodes=2, horizon=40, seed=6, envs=32)
     assert (again.objective == result.objective).all() and (again.measures == result.measures).all()
     assert (other.objective != result.objective).any()
 
 
 def test_a_row_gets_its_own_result_whatever_the_queue(params, result):
-    "Fewer rows than lanes, so jobs are handed out differently; short episodes, so noise stays small."
-    few = evaluate('walker2d', SPEC, params[:10], ZERO, ONE, n_episodes=2, horizon=40, seed=5, lanes=32, n_max=128)
+    "Fewer rows than environments, so jobs are handed out differently; short episodes, so noise stays small."
+    few = evaluate('walker2d', SPEC, params[:10], ZERO, ONE, n_episodes=2, horizon=40, seed=5, envs=32, n_max=128)
     assert np.abs(few.length - result.length[:10]).max() <= 1
     assert np.median(np.abs(few.objective - result.objective[:10])) < .1
 
@@ -76,7 +76,7 @@ def test_actions_are_clipped_before_the_control_cost(params):
     "A policy that shouts 100 pays for 1: without the clip its control cost alone would be -60 a step."
     loud = np.zeros((1, SPEC.n_params), np.float32)
     loud[0, -6:] = 100.
-    e = evaluate('walker2d', SPEC, loud, ZERO, ONE, n_episodes=2, horizon=40, seed=0, lanes=32, n_max=128)
+    e = evaluate('walker2d', SPEC, loud, ZERO, ONE, n_episodes=2, horizon=40, seed=0, envs=32, n_max=128)
     assert e.objective[0] > -40
 
 
@@ -105,7 +105,7 @@ from policydiffusion.tasks import get_task
 assert jax.device_count() == 2
 params, means, stds = (np.load(sys.argv[1])[k] for k in ('params', 'means', 'stds'))
 for own in (False, True):
-    e = evaluate('walker2d', get_task('walker2d').spec(), params, *(x if own else x[0] for x in (means, stds)), n_episodes=2, horizon=25, seed=5, lanes=16, n_max=9)
+    e = evaluate('walker2d', get_task('walker2d').spec(), params, *(x if own else x[0] for x in (means, stds)), n_episodes=2, horizon=25, seed=5, environments=16, n_max=9)
     np.savez(f'{sys.argv[2]}{own:d}.npz', **vars(e))
 """
 
@@ -119,14 +119,14 @@ def test_two_devices_say_what_one_says(params, tmp_path):
     subprocess.run([sys.executable, '-c', TWO_DEVICES, tmp_path/'in.npz', tmp_path/'out'], env=env, check=True)
     for own in (False, True):
         there = np.load(tmp_path/f'out{own:d}.npz')
-        here = evaluate('walker2d', SPEC, few, *(x if own else x[0] for x in (means, stds)), n_episodes=2, horizon=25, seed=5, lanes=16, n_max=9)
+        here = evaluate('walker2d', SPEC, few, *(x if own else x[0] for x in (means, stds)), n_episodes=2, horizon=25, seed=5, envs=16, n_max=9)
         assert here.length.std() > 0 or here.objective.std() > 0
         for name, x in vars(here).items(): np.testing.assert_allclose(there[name], x, rtol=2e-3, atol=2e-3, err_msg=name)
 
 
 def test_rows_start_alike_in_one_call_or_in_parts(params, result):
     "Rows 60 to 69, told that they are rows 60 to 69; and not told."
-    options = dict(n_episodes=2, horizon=40, seed=5, lanes=32, n_max=128)
+    options = dict(n_episodes=2, horizon=40, seed=5, envs=32, n_max=128)
     told, untold = (evaluate('walker2d', SPEC, params[60:], ZERO, ONE, **options, first=i) for i in (60, 0))
     assert np.abs(told.length - result.length[60:]).max() <= 1
     assert np.median(np.abs(told.objective - result.objective[60:])) < .1 < np.median(np.abs(untold.objective - result.objective[60:]))

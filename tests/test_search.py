@@ -11,10 +11,14 @@ from ribs.archives import GridArchive
 from policydiffusion.archive import to_half
 from policydiffusion.core import load_tensors
 from policydiffusion.policy import init_params
-from policydiffusion.search import (SMOKE, TINY, XNES, Ancestor, Latent, Search, Stage, WarmStart, adapted_shares, advantages, branch, cell_of, correct,
-                                    critic_spec, empty_pool, fan_pay, insert, iso_line, latent_step, load_ancestor, parent_weights, ppo_step,
-                                    principal_components, run_search, search_scale, soft_improvement, start_learner, survivors, warm_start, xnes_update,
-                                    Walker)
+from policydiffusion.emitters import (XNES, Latent, Walker, branch, iso_line, latent_step,
+                                      principal_components, reward_weights, soft_improvement,
+                                      xnes_update)
+from policydiffusion.pool import cell_of, empty_pool, insert, parent_weights
+from policydiffusion.ppo import (Ancestor, Stage, WarmStart, advantages, critic_spec, load_ancestor,
+                                 ppo_step, start_learner, warm_start)
+from policydiffusion.search import (SMOKE, TINY, Search, adapted_shares, reevaluate_pool,
+                                    run_search, search_scale, survivors)
 from policydiffusion.tasks import TASKS, get_task
 
 DIMS = (6, 5)
@@ -126,7 +130,7 @@ def test_runners_up_are_re_evaluated_only_where_they_may_win(monkeypatch):
         return Evaluation(f, m[:, None], np.ones(len(f)), np.zeros(len(f)), np.zeros((len(f), 1)))
     monkeypatch.setattr(search, 'evaluate', evaluate)
     none = Ancestor(*[None]*6)
-    *_, (done, most, found) = correct('walker2d', None, pool, pool.params, none, 0, batch=1)
+    *_, (done, most, found) = reevaluate_pool('walker2d', None, pool, pool.params, none, 0, batch=1)
     keep, fields = survivors(found, (2,))
     assert sorted(ran) == [0, 2, 3] and (done, most) == (3, 4)
     assert pool.params[keep, 0].tolist() == [3, 2] and fields['objective'].tolist() == [15, 5]
@@ -143,7 +147,7 @@ def test_a_killed_re_evaluation_goes_on(monkeypatch, tmp_path):
         return Evaluation(params[:, 0], (params + .5)/8, np.ones(len(params)), np.zeros(len(params)), np.zeros((len(params), 1)))
     monkeypatch.setattr(search, 'evaluate', evaluate)
     monkeypatch.setattr(search.time, 'time', iter(range(0, 10**6, 61)).__next__)  # a minute goes by at every look
-    run = lambda: correct('walker2d', None, pool, pool.params, Ancestor(*[None]*6), 0, batch=2, path=tmp_path/'r.safetensors')
+    run = lambda: reevaluate_pool('walker2d', None, pool, pool.params, Ancestor(*[None]*6), 0, batch=2, path=tmp_path/'r.safetensors')
     killed = run()
     for _ in range(2): next(killed)
     *_, (done, _, found) = run()
@@ -224,9 +228,9 @@ def test_parents_live_at_the_frontier():
 
 
 def test_fans_spread_evenly_and_never_pay_for_dying():
-    pay = fan_pay(16, 2, 2., np.random.default_rng(0))
-    assert np.abs(pay[:, 2:].sum(0)).max() < 1e-5 and np.allclose(np.linalg.norm(pay[:, 2:], axis=1), 2)
-    worst_step = pay[:, 1] + np.minimum(pay[:, 2:], 0).sum(1)
+    weights = reward_weights(16, 2, 2., np.random.default_rng(0))
+    assert np.abs(weights[:, 2:].sum(0)).max() < 1e-5 and np.allclose(np.linalg.norm(weights[:, 2:], axis=1), 2)
+    worst_step = weights[:, 1] + np.minimum(weights[:, 2:], 0).sum(1)
     assert (worst_step >= 1 - 1e-5).all()
 
 
@@ -313,13 +317,13 @@ def test_a_learner_keeps_its_types_so_that_ppo_compiles_once():
 
 
 def learnt(heads):
-    "Weights of two heads after two updates, each with its own pay, and the log of the second."
+    "Weights of two heads after two updates, each with its own mix of rewards, and the log of the second."
     import jax.numpy as jnp
     import jax
     spec = get_task('walker2d').spec()
     rows = jnp.stack([init_params(jax.random.key(i), spec) for i in range(heads)])
-    learner, pay = start_learner('walker2d', spec, rows, jax.random.key(7), TINY), jnp.eye(4)[:heads]
-    for _ in range(2): learner, log = ppo_step('walker2d', spec, TINY, learner, pay, .99, 1e-2, jnp.zeros(17), jnp.ones(17))
+    learner, weights = start_learner('walker2d', spec, rows, jax.random.key(7), TINY), jnp.eye(4)[:heads]
+    for _ in range(2): learner, log = ppo_step('walker2d', spec, TINY, learner, weights, .99, 1e-2, jnp.zeros(17), jnp.ones(17))
     return {'params': np.asarray(learner.params), 'start': np.asarray(rows), **{k: np.asarray(v) for k, v in log.items()}}
 
 

@@ -37,7 +37,7 @@ def test_elites_earn_again_what_the_file_says(task):
     a = Archive.load(DATA/'archives'/f'{task}.safetensors')
     living = np.flatnonzero(alive(a))
     some = a.select(living[np.linspace(0, len(living) - 1, 16).astype(int)])
-    e = evaluate(task, a.spec, some.params, a.obs_mean, a.obs_std, n_episodes=4, horizon=1000, seed=4321, lanes=64, n_max=16)
+    e = evaluate(task, a.spec, some.params, a.obs_mean, a.obs_std, n_episodes=4, horizon=1000, seed=4321, envs=64, n_max=16)
     error = np.sqrt((some.objective_sd**2*(1/4 + 1/10)).sum())/16
     assert abs(e.objective.mean() - some.objective.mean()) < 4*error
 

@@ -8,7 +8,7 @@ import pytest
 from brax import contact, kinematics
 
 from policydiffusion import dataset, rollout
-from policydiffusion.autoencoder import compact_settings
+from policydiffusion.behaviour import compact_settings
 from policydiffusion.rollout import evaluate
 from policydiffusion.search import search_scale
 from policydiffusion.tasks import TASKS, DescribedEnv, Task, foot_heights, foot_points, get_task, make_env
@@ -118,7 +118,7 @@ def test_a_task_of_ones_own(monkeypatch):
     monkeypatch.setitem(TASKS, 'walker2d_height', Task('walker2d_height', 17, 6, (), ('height',), (8,), (100,), 0., also=height, env='walker2d'))
     spec = get_task('walker2d_height').spec((8,))
     params = np.random.default_rng(0).normal(size=(3, spec.n_params))/4
-    mine, walker = (evaluate(task, spec, params, np.zeros(17), np.ones(17), n_episodes=1, horizon=30, lanes=4, n_max=4) for task in ('walker2d_height', 'walker2d'))
+    mine, walker = (evaluate(task, spec, params, np.zeros(17), np.ones(17), n_episodes=1, horizon=30, envs=4, n_max=4) for task in ('walker2d_height', 'walker2d'))
     np.testing.assert_allclose(mine.objective, walker.objective, rtol=1e-5)
     np.testing.assert_array_equal(mine.length, walker.length)
     assert mine.measures.shape == (3, 1) and ((mine.measures > .35) & (mine.measures < .65)).all()  # a torso starts at 1.25 m and is healthy from 0.8 m
@@ -132,7 +132,7 @@ def test_a_foot_that_is_a_box_is_refused():
 def test_a_task_that_no_list_knows_has_settings_and_policies_to_practise_on(monkeypatch, tmp_path):
     monkeypatch.setitem(TASKS, 'stroller', Task('stroller', 5, 2, (), ('a', 'b', 'c'), (3, 4, 5), (9,)*3, 0.))
     for scale in ('laptop', 'paper'): assert search_scale(scale, 'stroller') == search_scale(scale, 'walker2d')
-    assert compact_settings('laptop', 'ours', 'stroller') == compact_settings('laptop', 'ours', 'walker2d')
+    assert compact_settings('laptop', 'compact', 'stroller') == compact_settings('laptop', 'compact', 'walker2d')
     monkeypatch.setattr(dataset, 'DATA', tmp_path)
     with pytest.raises(FileNotFoundError, match='expected the archives of a checkout'): dataset.load_archive('stroller', 'smoke')
     (tmp_path/'archives').mkdir()

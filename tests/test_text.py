@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from policydiffusion.text import NOTHING, Reader, check_texts, clauses, embed, load_encoder, load_words, token_states, train_reader
+from policydiffusion.text import NOTHING, TextClassifier, check_texts, clauses, embed, load_encoder, load_words, token_states, train_text_classifier
 
 
 @pytest.mark.parametrize('texts, told', [
@@ -82,7 +82,7 @@ def test_nothing_is_fetched_without_the_users_word(monkeypatch, source, local):
 
 @pytest.mark.parametrize('labels, encoder, says', [((), 'minilm', 'expected between 1 and 1000 labels'), ((5,), 'minilm', 'labels is'), ('fast', 'minilm', 'labels is'), (('fast',), 'evil/hub', "text encoder 'evil/hub' is unknown")])
 def test_a_reader_of_nonsense_is_refused(labels, encoder, says):
-    with pytest.raises(ValueError, match=says): Reader(labels, encoder)
+    with pytest.raises(ValueError, match=says): TextClassifier(labels, encoder)
 
 
 def test_a_table_of_words_that_is_none(tmp_path):
@@ -131,14 +131,14 @@ WORDS = pd.DataFrame([('fast', x) for x in ('run fast', 'hurry', 'sprint', 'go q
 
 
 def test_a_reader_learns_its_phrases_and_reads_clause_by_clause():
-    reader = train_reader(WORDS, steps=200)
-    assert reader.predicates == ('airborne', 'fast', 'left_up', 'still')
-    said, lost = reader.read(['run fast', 'hop on the right foot, freeze', 'bake a cake', 'sprint and sing a song'])
+    classifier = train_text_classifier(WORDS, steps=200)
+    assert classifier.predicates == ('airborne', 'fast', 'left_up', 'still')
+    said, lost = classifier.read(['run fast', 'hop on the right foot, freeze', 'bake a cake', 'sprint and sing a song'])
     np.testing.assert_array_equal(said, [[0, 1, 0, 0], [1, 0, 1, 1], [0, 0, 0, 0], [0, 1, 0, 0]])
     assert lost == [[], [], ['bake a cake'], ['sing a song']]
-    assert reader.read(['run fast'], sure=1.)[1] == [['run fast']]  # nobody is that sure
+    assert classifier.read(['run fast'], threshold=1.)[1] == [['run fast']]  # nobody is that sure
 
 
 def test_the_same_seed_gives_the_same_reader():
-    a, b, c = (train_reader(WORDS, steps=5, seed=s) for s in (1, 1, 2))
-    assert torch.equal(a.tell.weight, b.tell.weight) and not torch.equal(a.tell.weight, c.tell.weight)
+    a, b, c = (train_text_classifier(WORDS, steps=5, seed=s) for s in (1, 1, 2))
+    assert torch.equal(a.output.weight, b.output.weight) and not torch.equal(a.output.weight, c.output.weight)

@@ -40,7 +40,7 @@ with atomic_path(sys.argv[1]) as tmp:
 @pytest.fixture
 def writer(tmp_path):
     "Another process that has begun to write a file, and the name of its temporary."
-    path = tmp_path/'ours-111-metrics.csv'
+    path = tmp_path/'compact-111-metrics.csv'
     process = subprocess.Popen([sys.executable, '-c', WRITER, path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     yield process, tmp_path/process.stdout.readline().strip()
     process.kill(); process.wait()
@@ -101,15 +101,15 @@ def test_a_folder_that_is_none_is_named_and_errors_of_other_files_are_left_alone
 
 @pytest.fixture
 def part(tmp_path):
-    path = tmp_path/'laptop'/'walker2d'/'results'/'ours-111-metrics.csv'
+    path = tmp_path/'laptop'/'walker2d'/'results'/'compact-111-metrics.csv'
     path.parent.mkdir(parents=True)
     path.write_text(HEAD + 'laptop,walker2d,ours,111,mem,0.0412\n')
     return path
 
 
 def test_files_of_a_killed_run_are_not_read(tmp_path, part):
-    part.with_name('.ours-111-metrics-ab12cd.csv').write_text('')  # as temporaries were once called
-    part.with_name('.ours-222-metrics-ab12ce.csv').write_text(part.read_text()[:-4])
+    part.with_name('.compact-111-metrics-ab12cd.csv').write_text('')  # as temporaries were once called
+    part.with_name('.compact-222-metrics-ab12ce.csv').write_text(part.read_text()[:-4])
     assert collect_results(tmp_path/'results.csv', tmp_path).value.tolist() == [.0412]
 
 
@@ -118,7 +118,7 @@ def test_files_of_a_killed_run_are_not_read(tmp_path, part):
     HEAD + 'laptop,walker2d,ours,111,mem,O.04\n', HEAD + '<<<<<<< HEAD\n'])
 def test_a_broken_table_is_named(tmp_path, part, text):
     part.write_text(text)
-    with pytest.raises(ValueError, match=r'ours-111-metrics\.csv is empty, cut short or no table of this kind'):
+    with pytest.raises(ValueError, match=r'compact-111-metrics\.csv is empty, cut short or no table of this kind'):
         collect_results(tmp_path/'results.csv', tmp_path)
     with pytest.raises(ValueError, match='is empty, cut short'): read_results(part)
     assert not (tmp_path/'results.csv').exists()
@@ -275,8 +275,8 @@ def test_a_run_waits_for_another_but_not_for_a_dead_one_and_remarks_are_not_code
 def test_a_changed_notebook_and_a_changed_module_are_run_again(project):
     error = 'float(np.linalg.norm(original.measures'
     edit(project/'policydiffusion'/'metrics.py', f'return {error}', f'return 2*{error}')
-    edit(project/'nbs'/'33_latent_diffusion.ipynb', 'seconds = time.time() - started', 'seconds = 0')
+    edit(project/'nbs'/'35_latent_diffusion.ipynb', 'seconds = time.time() - started', 'seconds = 0')
     plan = snakemake(project, '-n').communicate()[0]
     assert set(re.findall(r'==> (\w+)', plan)) == {'diffusion', 'metrics'}, plan
     newer = {p.stem for p in (project/'artifacts'/'code').iterdir() if p.stat().st_mtime > 1}
-    assert {'33_latent_diffusion', '40_metrics'} <= newer and '22_train_autoencoder' not in newer
+    assert {'35_latent_diffusion', '40_metrics'} <= newer and '22_train_autoencoder' not in newer

@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 
 import policydiffusion
-from policydiffusion import archive, autoencoder as ae, core, dataset, diffusion, generator as gen, search, text
+from policydiffusion import archive, autoencoder as ae, behaviour, core, dataset, diffusion, distil, generator as gen, ppo, relabel, search, text, training
 from policydiffusion.policy import PolicySpec
 
 HOME = Path(policydiffusion.__file__).parent
@@ -80,10 +80,10 @@ def finite(x, depth: int = 3) -> bool:
 
 TASK, SPEC = 'walker2d', PolicySpec(4, 2, (3,))
 SMALL = ae.AutoencoderSettings(latent_shape=(2, 4, 4), channels=(4,), vector_width=4, hidden=2, batch_size=4, epochs=4)
-COMPACT = ae.CompactSettings(latent_shape=(3,), ranks=(2, 2), batch_size=4, n_obs=4, epochs=4)
+COMPACT = behaviour.CompactSettings(latent_shape=(3,), ranks=(2, 2), batch_size=4, n_obs=4, epochs=4)
 
 
-def small_archive(): return archive.made_up_archive(TASK, 12, (4, 4), SPEC)
+def small_archive(): return archive.synthetic_archive(TASK, 12, (4, 4), SPEC)
 
 
 def small_autoencoder():
@@ -94,11 +94,11 @@ def small_autoencoder():
 def small_generator(words: bool = False, unet: bool = False):
     "A generator with a random last layer, so that it says something."
     torch.manual_seed(0)
-    if unet: design = gen.paper_design(small_autoencoder()[0], SMALL, 2, {'base': 32, 'mults': [1, 1], 'cond_dim': 8})
-    else: design = gen.compact_design(COMPACT, 2, {'width': 8, 'n_blocks': 1, 'emb': 8, 'n_waves': 2})
-    if words: design = gen.replace(design, words={'labels': ['fast', 'still', 'nothing'], 'known': 2, 'encoder': 'minilm', 'size': 768})
-    g = gen.Generator(TASK, SPEC, design, 'ours', gen.Sampling(n_steps=3, clip=3.), {'seed': 1})
-    torch.nn.init.normal_(g.denoiser.leave[-1].weight, std=.1)
+    if unet: design = distil.paper_design(small_autoencoder()[0], SMALL, 2, {'base': 32, 'mults': [1, 1], 'cond_dim': 8})
+    else: design = distil.compact_design(COMPACT, 2, {'width': 8, 'n_blocks': 1, 'emb': 8, 'n_waves': 2})
+    if words: design = gen.replace(design, conditioner={'name': 'text', 'labels': ['fast', 'still', 'nothing'], 'known': 2, 'encoder': 'minilm', 'size': 768})
+    g = gen.Generator(TASK, SPEC, design, 'compact', gen.Sampling(n_steps=3, clip=3.), {'seed': 1})
+    torch.nn.init.normal_(g.denoiser.output_projection[-1].weight, std=.1)
     return g
 
 
@@ -109,19 +109,19 @@ def small_dataset():
 
 def autoencoder_run():
     model, rows = small_autoencoder()
-    return ae.start_training(model, {'params': rows}, SMALL, 0)
+    return training.start_training(model, {'params': rows}, SMALL, 0)
 
 
 def diffusion_run(path: Path, stop: int = None):
     z, m, g = torch.randn(12, 3, generator=torch.Generator().manual_seed(0)), torch.rand(12, 2, generator=torch.Generator().manual_seed(1)), small_generator()
-    for step, losses in gen.train_generator(g, z, m, gen.DiffusionSettings({'width': 8, 'n_blocks': 1}, batch_size=4, epochs=2), 0, path, every=0.):
+    for step, losses in distil.train_generator(g, z, m, distil.DiffusionSettings({'width': 8, 'n_blocks': 1}, batch_size=4, epochs=2), 0, path, every=0.):
         if step == stop: break
     return g
 
 
 def small_search():
     rng = np.random.default_rng(0)
-    ancestor = search.Ancestor(*(rng.normal(size=s).astype(np.float32) for s in ((SPEC.n_params,), (5,), (2,), (4,))), np.ones(4, np.float32), np.zeros((1, SPEC.n_params), np.float32))
+    ancestor = ppo.Ancestor(*(rng.normal(size=s).astype(np.float32) for s in ((SPEC.n_params,), (5,), (2,), (4,))), np.ones(4, np.float32), np.zeros((1, SPEC.n_params), np.float32))
     return search.Search(TASK, SPEC, ancestor, search.SMOKE.search, (4, 4), 0)
 
 
@@ -131,9 +131,9 @@ def write_all() -> dict:
     small_archive().save(path('archive'))
     dataset.save_dataset(small_dataset(), path('dataset'))
     ae.save_autoencoder(path('autoencoder'), small_autoencoder()[0], SMALL, task=TASK)
-    ae.save_compact(path('compact'), ae.CompactAutoencoder(SPEC, 12, (3,), (2, 2)), COMPACT, task=TASK)
+    behaviour.save_compact(path('compact'), behaviour.CompactAutoencoder(SPEC, 12, (3,), (2, 2)), COMPACT, task=TASK)
     for name, kinds in (('generator', {}), ('unet', {'unet': True}), ('words', {'words': True})): small_generator(**kinds).save(path(name))
-    run = autoencoder_run(); next(ae.train_autoencoder(run)); ae.save_checkpoint(path('autoencoder_checkpoint'), run)
+    run = autoencoder_run(); next(training.train_autoencoder(run)); training.save_checkpoint(path('autoencoder_checkpoint'), run)
     diffusion_run(path('diffusion_checkpoint'), 2)
     small_search().save(path('search'))
     return {p.stem: p for p in sorted(FOLDER.glob('*.safetensors'))}
@@ -155,9 +155,9 @@ def use_dataset(path):
 
 
 def use_autoencoder(path): return ae.reconstruct(ae.load_autoencoder(path)[0], ae.toy_archive(SPEC, 3))
-def use_compact(path): return ae.load_compact(path)[0].decode(torch.zeros(2, 3))
+def use_compact(path): return behaviour.load_compact(path)[0].decode(torch.zeros(2, 3))
 def use_generator(path): return gen.Generator.load(path).generate([[.5, .5]], n=2).params
-def use_checkpoint(path): return next(ae.train_autoencoder(ae.load_checkpoint(path, autoencoder_run())))[2]['loss']
+def use_checkpoint(path): return next(training.train_autoencoder(training.load_checkpoint(path, autoencoder_run())))[2]['loss']
 def use_training(path): return diffusion_run(path).generate([[.5, .5]]).params
 
 
@@ -261,12 +261,12 @@ def probe_bytes(case) -> tuple:
 # ---- arguments of public functions, from their signatures
 
 HEAVY = {  # what takes long, draws, writes or trains: not cheap to call
-    'warm_start', 'run_search', 'correct', 'evaluate', 'trace', 'reevaluate', 'make_dataset', 'load_dataset', 'load_archive', 'train_diffusion', 'train_generator', 'train_autoencoder', 'train_reader', 'train_judge',
+    'warm_start', 'run_search', 'correct', 'evaluate', 'trace', 'reevaluate', 'make_dataset', 'load_dataset', 'load_archive', 'train_diffusion', 'train_generator', 'train_autoencoder', 'train_text_classifier', 'train_success_classifier',
     'record', 'collect_results', 'artifact_dir', 'save_fig', 'figure_style', 'atomic_path', 'progress', 'seed_everything', 'provenance', 'plot_heatmap', 'draw_body', 'make_env', 'save_tensors', 'reading',
-    'token_states', 'embed', 'watch', 'rehearse', 'try_again', 'smoothed', 'search_scale'}
+    'token_states', 'embed', 'watch', 'evaluate_latents', 'evaluate_again', 'smoothed', 'search_scale'}
 numbers = st.sampled_from([0, 1, 2, 3, 5, 64, -1, True, 2.5, 2., '3', None, float('nan'), float('inf'), 10**30, [1], 1j])
 shares = st.sampled_from([0., .5, 1., .1, -1., 2., 1e300, float('nan'), float('inf'), '0.5', None, True, [.5], 1j])
-words = st.sampled_from(['smoke', 'laptop', 'paper', 'walker2d', 'ant', 'ours', '', 'x'*3000, 'run fast', 5, None, ['smoke'], b'smoke', {}])
+words = st.sampled_from(['smoke', 'laptop', 'paper', 'walker2d', 'ant', 'compact', '', 'x'*3000, 'run fast', 5, None, ['smoke'], b'smoke', {}])
 tuples = st.sampled_from([(2,), (4, 4), (2, 4, 4), (3, 3), (), (0,), (1.5,), [2, 2], ('a',), None, 3, (-1, 2), (float('nan'),), (True, 2)])
 shapes = st.sampled_from([(), (0,), (2,), (3,), (4,), (5, 2), (5, 1), (5, 3), (3, 23), (5, 4), (0, 2), (2, 3, 4)])
 
@@ -285,7 +285,7 @@ paths = st.sampled_from([FOLDER/'none.safetensors', str(FOLDER/'none'), FOLDER, 
 BY_TYPE = {int: numbers, float: shares, str: words, bool: st.sampled_from([True, False, None, 2, 'no']), tuple: tuples, Path: paths, np.ndarray: arrays(), torch.Tensor: arrays(torchy=True),
            dict: st.sampled_from([{}, {'a': 1}, None, [], {'name': 'unet'}])}
 MAKERS = {PolicySpec: lambda: SPEC, archive.Archive: small_archive, gen.Generator: small_generator, ae.Autoencoder: lambda: small_autoencoder()[0], dataset.Dataset: small_dataset,
-          diffusion.Schedule: lambda: diffusion.cosine_schedule(10), gen.Sampling: gen.Sampling, ae.AutoencoderSettings: lambda: SMALL, ae.CompactSettings: lambda: COMPACT}
+          diffusion.Schedule: lambda: diffusion.cosine_schedule(10), gen.Sampling: gen.Sampling, ae.AutoencoderSettings: lambda: SMALL, behaviour.CompactSettings: lambda: COMPACT}
 
 
 def public() -> dict:
@@ -333,8 +333,8 @@ def probe_text(case) -> tuple:
 
 
 fields_of = {gen.Sampling: ('sampler', 'n_steps', 'eta', 'guidance', 'clip', 'last'), gen.Design: ('n_measures', 'latent_shape', 'schedule_steps')}
-presets = {'autoencoder_settings': ae.autoencoder_settings, 'compact_settings': ae.compact_settings, 'diffusion_settings': gen.diffusion_settings, 'compact_diffusion': gen.compact_diffusion,
-           'rehearsal_settings': gen.rehearsal_settings}
+presets = {'autoencoder_settings': ae.autoencoder_settings, 'compact_settings': behaviour.compact_settings, 'diffusion_settings': distil.diffusion_settings, 'compact_diffusion': distil.compact_diffusion,
+           'relabel_settings': relabel.relabel_settings}
 
 
 def probe_setting(case) -> tuple:

@@ -1,12 +1,12 @@
-"Chapter 17 against jax.vmap."
+"Chapter 63 against jax.vmap."
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 
-from policydiffusion import lanes
-from policydiffusion.lanes import RULES, over_lanes
+from policydiffusion import batch_last
+from policydiffusion.batch_last import RULES, map_batch_last
 from policydiffusion.tasks import make_env
 
 def draw(*shape, seed=0):
@@ -14,7 +14,7 @@ def draw(*shape, seed=0):
 
 INDEX = jnp.array([2, 0, 0, 1])
 
-CASES = {  # name: function of one lane, shapes of its arguments
+CASES = {  # name: function of one environment, shapes of its arguments
     'numbers and arrays': (lambda x, s: x*s + jnp.clip(x, s, 2.) + jnp.where(s > 0, x, -x), ((3, 2), ())),
     'shared arrays': (lambda x: x + jnp.arange(3.) + jnp.arange(3.)[::-1]*x[0], ((3,),)),
     'reductions': (lambda x: (x.sum(0), x.max(1), x.argmin(1), jnp.cumsum(x, 0), (x > 0).any(), jnp.linalg.norm(x, axis=-1)), ((3, 4),)),
@@ -39,7 +39,7 @@ CASES = {  # name: function of one lane, shapes of its arguments
 
 
 def same(f, *args, **tolerance):
-    ours, theirs = over_lanes(f, *args), jax.vmap(f)(*args)
+    ours, theirs = map_batch_last(f, *args), jax.vmap(f)(*args)
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)):
         assert a.shape == b.shape and a.dtype == b.dtype
@@ -55,9 +55,9 @@ def test_like_vmap(name):
 @pytest.mark.parametrize('name', [n for n in CASES if n not in ('no rule', 'a loop until', 'a choice', 'a row of its own choice')])
 def test_rules_are_used(name, monkeypatch):
     "What has a rule must not fall back on vmap, which would be right, too, and slow."
-    monkeypatch.setattr(lanes, '_apply', lambda eqn, inputs, has_lanes, apply=lanes._apply: pytest.fail(f'{eqn.primitive} fell back') if has_lanes else apply(eqn, inputs, has_lanes))
+    monkeypatch.setattr(batch_last, '_apply', lambda eqn, inputs, batched, apply=batch_last._apply: pytest.fail(f'{eqn.primitive} fell back') if batched else apply(eqn, inputs, batched))
     f, shapes = CASES[name]
-    over_lanes(f, *(draw(7, *s) for s in shapes))
+    map_batch_last(f, *(draw(7, *s) for s in shapes))
 
 
 @pytest.mark.parametrize('dtype, out', [(jnp.int8, jnp.int32), (jnp.int8, jnp.int8), (bool, bool), (jnp.bfloat16, jnp.float32), (jnp.bfloat16, jnp.bfloat16)])
@@ -72,28 +72,28 @@ def test_a_sum_of_nothing():
 
 
 def test_arguments_are_checked():
-    with pytest.raises(ValueError, match=r'args have \[1, 5\] lanes: expected the same number'): over_lanes(lambda x, y: x + y, draw(5, 3), draw(1, 3))
+    with pytest.raises(ValueError, match=r'args have \[1, 5\] environments: expected the same number'): map_batch_last(lambda x, y: x + y, draw(5, 3), draw(1, 3))
 
 
 def test_inside_another_vmap_and_jit():
     f, shapes = CASES['batched products']
     args = [draw(2, 7, *s, seed=i) for i, s in enumerate(shapes)]
-    ours, theirs = jax.jit(jax.vmap(lambda *x: over_lanes(f, *x)))(*args), jax.vmap(jax.vmap(f))(*args)
+    ours, theirs = jax.jit(jax.vmap(lambda *x: map_batch_last(f, *x)))(*args), jax.vmap(jax.vmap(f))(*args)
     for a, b in zip(ours, theirs): np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
 def test_a_card_is_left_to_vmap(monkeypatch):
     monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-    monkeypatch.setattr('policydiffusion.lanes.read_jaxpr', None)  # would fail if it were called
+    monkeypatch.setattr('policydiffusion.batch_last.read_jaxpr', None)  # would fail if it were called
     same(lambda x: x*2, draw(3, 2))
 
 
-@pytest.mark.parametrize('task', ['humanoid'])  # in space; chapter 17 itself takes the hopper
+@pytest.mark.parametrize('task', ['humanoid'])  # in space; chapter 63 itself takes the hopper
 def test_a_step_of_a_machine(task):
     env = make_env(task)
     state = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), 5))
     action = jax.random.uniform(jax.random.key(1), (5, env.env.action_size), minval=-1., maxval=1.)
-    ours = jax.jit(lambda s, a: over_lanes(env.step, s, a))(state, action)
+    ours = jax.jit(lambda s, a: map_batch_last(env.step, s, a))(state, action)
     theirs = jax.jit(jax.vmap(env.step))(state, action)
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)):
