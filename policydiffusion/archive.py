@@ -95,7 +95,7 @@ def to_half(
     params = np.asarray(params, np.float32)
     with np.errstate(over='ignore'): half = params.astype(np.float16).astype(np.float32)
     _expect(not (np.isinf(half) & np.isfinite(params)).any(),
-            f"params holds a weight of size {np.abs(params).max():.3g}: expected at most 65504, the limit of half precision")
+            f"params holds a weight of size {np.abs(params).max(initial=0):.3g}: expected at most 65504, the limit of half precision")
     return half
 
 # %% ../nbs/13_archive.ipynb #a9d4e7c5

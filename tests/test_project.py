@@ -18,7 +18,7 @@ MODULES = sorted(p for p in (ROOT/'policydiffusion').glob('*.py') if not p.stem.
 NOTEBOOKS = sorted(p for p in (ROOT/'nbs').glob('*.ipynb') if not p.stem.startswith('_'))
 ROOMS = ('core', 'batch_last', 'policy', 'tasks', 'rollout', 'archive', 'importers', 'pool',
          'ppo', 'emitters', 'search', 'dataset', 'hypernetwork', 'autoencoder', 'training',
-         'behaviour', 'diffusion', 'denoiser', 'text', 'generator', 'distil', 'relabel',
+         'behaviour', 'diffusion', 'denoiser', 'text', 'generator', 'relabel', 'distil',
          'language', 'metrics', 'compose', 'baselines', 'explore')  # a module imports only from rooms to its left
 
 modules = pytest.mark.parametrize('path', MODULES, ids=lambda p: p.stem)
