@@ -13,7 +13,7 @@ RUNS = {  # the seeds of every method that is trained at each scale
     'night': {'compact': SEEDS[:2], 'paper': SEEDS[:1]},
     'paper': {'compact': SEEDS, 'paper': SEEDS}}
 STUDIES = 'kl', 'hidden', 'centring', 'code', 'actions', 'loss', 'length', 'average', 'condition', 'latent', 'behaviour', 'guidance', 'steps'  # of chapter 47
-MINUTES = {'dataset': 1, 'autoencoder': 1.5, 'diffusion': 1, 'behaviour': .5, 'relabel': 1, 'compact_diffusion': .5, 'metrics': .5, '53_fig4_epochs': 1, 'baselines': 20, 'held_out': 10, 'ablation': 5, 'reproduction': 5, 'language': 8, 'sequences': 1.5, 'combine': 1, '52_fig3_prompts': .5}  # at laptop scale on 2 cores; .5 for the others
+MINUTES = {'dataset': 1, 'autoencoder': 2.5, 'diffusion': 4, 'behaviour': .5, 'relabel': 1, 'compact_diffusion': 5, 'metrics': .5, '53_fig4_epochs': 1, 'baselines': 20, 'held_out': 10, 'ablation': 5, 'reproduction': 5, 'language': 8, 'sequences': 1.5, 'combine': 1, '52_fig3_prompts': .5}  # at laptop scale on 2 cores; .5 for the others
 # log lines of papermill and of the kernel that say nothing about the run
 CHATTER = 'IPKernelApp|(Input|Output) Notebook: |Executing notebook with|(Executing|Ending) Cell|<Figure size|Black is not installed|^$'
 

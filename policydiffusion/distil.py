@@ -86,7 +86,7 @@ def diffusion_settings(
 ) -> DiffusionSettings:
     "The preset of a scale."
     paper = DiffusionSettings(steps=117_000, ema_decay=0., logvar_lr=1e-3, clip=1., scalar=True, entries=False, sampling=Sampling(guidance=1.))
-    laptop = replace(paper, network={'base': 32}, cosine=True, batch_size=64, steps=3000, logvar_lr=1e-2)
+    laptop = replace(paper, network={'base': 32}, cosine=True, batch_size=64, steps=4500, logvar_lr=1e-2)
     smoke = replace(laptop, network={'base': 32, 'mults': [1, 1], 'cond_dim': 32}, batch_size=32, steps=300, sampling=Sampling(n_steps=20, guidance=1.))
     sizes = dict(zip(SCALES, (smoke, laptop, paper, paper)))[check_choice('scale', scale, SCALES)]
     return {'paper': sizes, 'paper_full': paper}[check_choice('method', method, ('paper', 'paper_full'))]
