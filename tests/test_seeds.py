@@ -114,7 +114,7 @@ def ask(g: Generator, m: int) -> np.ndarray:
     "m requests: measures, or what is asked for."
     rng = np.random.default_rng(0)
     x = rng.random((8, g.design.n_measures)).astype(np.float32)
-    return ((x > .8).astype(np.float32) if g.design.words else x)[:m]
+    return ((x > .8).astype(np.float32) if g.conditioner.takes_text else x)[:m]
 
 
 @pytest.mark.parametrize('path, how', [(p, how) for p in GENERATORS for how in SAMPLERS if how in ('shipped', 'eta') or not p.stem.endswith('_text')],
@@ -126,7 +126,7 @@ def test_answer_i_to_request_j_depends_on_seed_j_and_i_alone(path, how):
     whole = g.generate(ask(g, 3), n=4, seed=0).params.reshape(3, 4, -1)
     assert np.abs(whole[:, 0] - whole[:, 1]).max() > 1e-4  # draws differ
     alone = g.generate(ask(g, 1), n=1, seed=0).params
-    fewer = g.generate(ask(g, 2), n=3, seed=0, batch=17 if g.design.words else 1).params.reshape(2, 3, -1)
+    fewer = g.generate(ask(g, 2), n=3, seed=0, batch=17 if g.conditioner.takes_text else 1).params.reshape(2, 3, -1)
     changed = ask(g, 3); changed[1:] = changed[1:, ::-1]
     other = g.generate(changed, n=2, seed=0, batch=5).params.reshape(3, 2, -1)
     scale = np.abs(whole).max()
