@@ -166,7 +166,7 @@ def map_batch_last(
     if jax.default_backend() != 'cpu': return jax.vmap(f)(*args)
     leaves, tree = jax.tree.flatten(args)
     counts = sorted({len(x) for x in leaves})
-    if len(counts) != 1: raise ValueError(f'args have {counts} lanes: expected the same number in all arrays')
+    if len(counts) != 1: raise ValueError(f'args have {counts} environments: expected the same number in all arrays')
     one = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(x.shape[1:], x.dtype, weak_type=getattr(x, 'weak_type', False)) for x in leaves])
     closed, shape = jax.make_jaxpr(f, return_shape=True)(*one)
     n = len(leaves[0])

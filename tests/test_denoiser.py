@@ -198,7 +198,7 @@ def test_the_condition_can_enter_everywhere():
     x, t, cond, given = inputs((4, 4, 4))
     for how, heard in (({}, False), ({'everywhere': True}, True), ({'everywhere': True, 'n_waves': 8}, True)):
         model = awake(UNet(base=32, **how))
-        with torch.no_grad(): model.attend.listen.out.weight.zero_()
+        with torch.no_grad(): model.attend.cross_attention.out.weight.zero_()
         assert ((model(x, t, cond, given) - model(x, t, cond + .1, given)).abs().max() > 1e-6) == heard
 
 

@@ -77,7 +77,7 @@ X = torch.zeros(4, 2)
 COUNTS = {
     'evaluate n_episodes': lambda n: evaluate('walker2d', SPEC, ROWS, ZERO, ONE, n_episodes=n),
     'evaluate horizon': lambda n: evaluate('walker2d', SPEC, ROWS, ZERO, ONE, horizon=n),
-    'evaluate environments': lambda n: evaluate('walker2d', SPEC, ROWS, ZERO, ONE, envs=n),
+    'evaluate envs': lambda n: evaluate('walker2d', SPEC, ROWS, ZERO, ONE, envs=n),
     'evaluate n_max': lambda n: evaluate('walker2d', SPEC, ROWS, ZERO, ONE, n_max=n),
     'trace horizon': lambda n: trace('walker2d', SPEC, ROWS, ZERO, ONE, horizon=n),
     'trace stride': lambda n: trace('walker2d', SPEC, ROWS, ZERO, ONE, stride=n),
@@ -93,7 +93,7 @@ COUNTS = {
     'compose m': lambda n: compose.compose(G, [((.5, .5), 6)], m=n),
     'compose n_episodes': lambda n: compose.compose(G, [((.5, .5), 6)], n_episodes=n),
     'compose steps': lambda n: compose.compose(G, [((.5, .5), n)]),
-    'play environments': lambda n: compose.play('walker2d', SPEC, ROWS[:, None], ZERO, ONE, (6,), envs=n),
+    'play envs': lambda n: compose.play('walker2d', SPEC, ROWS[:, None], ZERO, ONE, (6,), envs=n),
     'choose rounds': lambda n: compose.choose('walker2d', SPEC, ROWS[:, None, None], ZERO, ONE, (6,), rounds=n),
     'alternatives m': lambda n: compose.alternatives(np.zeros((1, 1, 2)), n),
     'cosine_schedule n_steps': lambda n: cosine_schedule(n),

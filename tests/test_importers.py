@@ -299,7 +299,7 @@ def ppga_archive(ppga, tmp_path_factory):
     sys.modules.update(fake)
     try: path.write_bytes(pickle.dumps(ArchiveDataFrame(ppga[2])))
     finally: [sys.modules.pop(n) if m is None else sys.modules.update({n: m}) for n, m in kept.items()]
-    return import_ppga(path, 'ppga toy', (10, 10), hidden=SIZES[1:-1], trust_pickle=True)
+    return import_ppga(path, 'ppga_toy', (10, 10), hidden=SIZES[1:-1], trust_pickle=True)
 
 
 def test_ppga_acts_as_its_modules(ppga, ppga_archive):
@@ -328,8 +328,8 @@ class Forbidden:
 def test_a_pickle_with_anything_else_in_it_is_refused_and_not_run(ppga, tmp_path):
     path, trace = tmp_path/'archive.pkl', tmp_path/'it_ran'
     path.write_bytes(pickle.dumps(ppga[2].assign(metadata=[Forbidden(trace)]*3)))
-    with pytest.raises(ValueError, match='trust_pickle=True'): import_ppga(path, 'ppga toy', (10, 10))
-    with pytest.raises(ValueError, match='asks for _?io.open'): import_ppga(path, 'ppga toy', (10, 10), trust_pickle=True)
+    with pytest.raises(ValueError, match='trust_pickle=True'): import_ppga(path, 'ppga_toy', (10, 10))
+    with pytest.raises(ValueError, match='asks for _?io.open'): import_ppga(path, 'ppga_toy', (10, 10), trust_pickle=True)
     assert not trace.exists()
     pickle.loads(path.read_bytes())
     assert trace.exists()  # it would have run

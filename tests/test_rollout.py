@@ -105,7 +105,7 @@ from policydiffusion.tasks import get_task
 assert jax.device_count() == 2
 params, means, stds = (np.load(sys.argv[1])[k] for k in ('params', 'means', 'stds'))
 for own in (False, True):
-    e = evaluate('walker2d', get_task('walker2d').spec(), params, *(x if own else x[0] for x in (means, stds)), n_episodes=2, horizon=25, seed=5, environments=16, n_max=9)
+    e = evaluate('walker2d', get_task('walker2d').spec(), params, *(x if own else x[0] for x in (means, stds)), n_episodes=2, horizon=25, seed=5, envs=16, n_max=9)
     np.savez(f'{sys.argv[2]}{own:d}.npz', **vars(e))
 """
 
