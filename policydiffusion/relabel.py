@@ -71,7 +71,7 @@ def evaluate_latents(
     "Decode and roll out."
     params, parts = autoencoder.decode(z).numpy(), []
     check_count('batch', settings.batch)
-    for i in progress(range(0, len(z), settings.batch), 'rehearsing'):
+    for i in progress(range(0, len(z), settings.batch), 'evaluating'):
         parts.append(evaluate(archive.task, archive.spec, params[i:i + settings.batch], archive.obs_mean, archive.obs_std,
                               settings.episodes, settings.horizon, seed, n_max=settings.batch, first=i))
     return Evaluation(**{k: np.concatenate([getattr(p, k) for p in parts]) for k in vars(parts[0])})
