@@ -257,7 +257,7 @@ def expected_miss(
     good: torch.Tensor,  # (b,) objective that is good enough
     settings: PracticeSettings,  # weights
 ) -> torch.Tensor:  # () in units of the measures
-    "What draws are expected to miss, to earn too little, and to stray."
+    "What draws are expected to miss, to earn too little, and to be far from what was evaluated."
     foreseen = surrogate(z)
     miss = ((foreseen[:, :-1] - asked).square().sum(1) + 1e-4).sqrt()
     short = (good - foreseen[:, -1]).relu()/surrogate.std[-1]

@@ -237,7 +237,7 @@ def in_words(
 # %% ../nbs/34_generator.ipynb #055946b0
 @dataclass(eq=False)
 class GeneratedPolicies:
-    "Policies fresh from a generator; nobody has tried them yet."
+    "Policies fresh from a generator; not evaluated yet."
     task: str  # Brax task
     spec: PolicySpec  # layout of a row
     params: np.ndarray  # (n, P) float32, one row a policy
@@ -272,7 +272,7 @@ class GeneratedPolicies:
 
     def to_archive(self,
         original: Archive,  # lends its grid, horizon and reward offset
-    ) -> Archive:  # measures as asked for; objective and length are 0 until somebody evaluates it
+    ) -> Archive:  # measures as asked for; objective and length are 0 until it is evaluated
         "An archive of untried policies, for `reevaluate`."
         if np.isnan(self.measures).any():
             raise ValueError('measures of these policies were left free: expected requests for all of them; `rollout.evaluate` rolls out policies without an archive')
