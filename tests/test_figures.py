@@ -138,7 +138,7 @@ def test_every_task_has_a_picture_of_its_own(disk, name):
 def test_tables_change_minutes_and_speeds_only_on_request(disk, monkeypatch):
     monkeypatch.setattr(core, 'ROOT', disk)
     monkeypatch.setattr('builtins.display', print, raising=False)
-    row = lambda task, metric, value: f'laptop,{task},ours,111,{metric},{value}\n'
+    row = lambda task, metric, value: f'laptop,{task},compact,111,{metric},{value}\n'
     head, times = ','.join(core.RESULT_COLUMNS) + '\n', disk/'artifacts'/'laptop'/'walker2d'/'times'
     (disk/'figures').mkdir(); times.mkdir(parents=True)
     rows = (('ant', 'mem', .5), ('walker2d', 'mem', .04), ('walker2d', 'policies_per_second', 900))
