@@ -144,7 +144,9 @@ def test_tables_change_minutes_and_speeds_only_on_request(disk, monkeypatch):
     rows = (('ant', 'mem', .5), ('walker2d', 'mem', .04), ('walker2d', 'policies_per_second', 900))
     (disk/'figures'/'results.csv').write_text(head + ''.join(row(*r) for r in rows))
     (disk/'figures'/'minutes.csv').write_text('notebook,minutes\n40_metrics,0.50\n')
-    (disk/'README.md').write_text('a\n<!-- results:begin -->\n<!-- results:end -->\nb\n')
+    (disk/'docs').mkdir()
+    for page in (disk/'README.md', disk/'docs'/'results.md'):
+        page.write_text('a\n<!-- results:begin -->\n<!-- results:end -->\nb\n')
     busy = {'mem': .04, 'policies_per_second': 3}
     core.record('laptop', 'walker2d', 'compact', 111, busy)
     core.record('laptop', 'ant', 'compact', 111, {'mem': 9})  # of another run
@@ -156,7 +158,9 @@ def test_tables_change_minutes_and_speeds_only_on_request(disk, monkeypatch):
     run()
     first = written(disk)
     assert all(first[Path('figures')/name] == text for name, text in before.items())
-    assert all(text in first[Path('README.md')] for text in (b'| compact', b'| 900 ', b'| 0.5 '))
+    all_tables, front = first[Path('docs/results.md')], first[Path('README.md')]
+    assert all(text in all_tables for text in (b'| compact', b'| 900 ', b'| 0.5 '))
+    assert b'| walker2d ' in front and b'| 900 ' not in front
     run()
     assert written(disk) == first
     run(times=True)

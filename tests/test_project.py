@@ -164,18 +164,73 @@ def test_the_lock_meets_every_requirement_and_brings_no_gpu_package():
     assert not [name for name in lock if name.startswith(('nvidia', 'cuda', 'triton'))]
 
 
-@pytest.mark.skipif(not (ROOT/'figures'/'results.csv').exists(), reason='no results yet')
-def test_the_numbers_of_the_readme_are_those_of_the_results():
+PAGES = [ROOT/name for name in ('README.md', 'CONTRIBUTING.md', 'docs/results.md', 'docs/course.md')]
+pages = pytest.mark.parametrize('path', PAGES, ids=lambda p: p.stem)
+
+
+@pytest.fixture(scope='module')
+def results():
+    path = ROOT/'figures'/'results.csv'
+    if not path.exists(): pytest.skip('no results yet')
     from policydiffusion.core import read_results
-    from policydiffusion.metrics import MARKERS, readme_block, step_minutes
-    text = (ROOT/'README.md').read_text(encoding='utf-8')
-    between = text.split(MARKERS[0])[1].split(MARKERS[1])[0]
-    assert between.strip() == readme_block(read_results(ROOT/'figures'/'results.csv'), step_minutes(ROOT/'figures'/'minutes.csv')).strip()
+    return read_results(path)
 
 
-def test_the_readme_names_only_notebooks_that_exist():
-    named = set(re.findall(r'nbs/\w+\.ipynb', (ROOT/'README.md').read_text(encoding='utf-8'))) - {'nbs/NN_name.ipynb'}
-    assert named == {f'nbs/{p.name}' for p in NOTEBOOKS}
+def between_markers(name: str) -> str:
+    "What a page holds between its two markers."
+    from policydiffusion.metrics import MARKERS
+    return (ROOT/name).read_text(encoding='utf-8').split(MARKERS[0])[1].split(MARKERS[1])[0].strip()
+
+
+def test_the_numbers_of_the_readme_are_those_of_the_results(results):
+    from policydiffusion.metrics import readme_block
+    assert between_markers('README.md') == readme_block(results).strip()
+
+
+def test_all_tables_of_docs_results_are_those_of_the_results(results):
+    from policydiffusion.metrics import results_block, step_minutes
+    minutes = step_minutes(ROOT/'figures'/'minutes.csv')
+    assert between_markers('docs/results.md') == results_block(results, minutes).strip()
+
+
+@pytest.mark.parametrize('name', ['README.md', 'docs/results.md'])
+def test_the_verdict_on_a_region_left_out_is_that_of_the_results(name, results):
+    rows = results[(results.task == 'walker2d') & (results.metric == 'held_out_mem')]
+    error = rows.groupby('method').value.mean()
+    line = next(x for x in (ROOT/name).read_text(encoding='utf-8').split('\n') if 'left out' in x)
+    said = [float(x) for x in re.findall(r'\b0\.\d\d\b', line)]
+    assert said[:2] == [round(error[m], 2) for m in ('compact', 'nearest_elite')]
+
+
+def test_the_readme_is_one_screen_and_a_half():
+    assert len((ROOT/'README.md').read_text(encoding='utf-8').split('\n')) <= 120
+
+
+def notebooks_named(path: Path) -> set:
+    "Names of the notebooks that a page links to or mentions with their folder."
+    named = set(re.findall(r'nbs/(\w+)\.ipynb', path.read_text(encoding='utf-8')))
+    return named - {'NN_name'}  # stands for any
+
+
+def test_the_map_of_the_course_names_exactly_the_notebooks_that_exist():
+    assert notebooks_named(ROOT/'docs'/'course.md') == {p.stem for p in NOTEBOOKS}
+
+
+@pages
+def test_a_page_names_only_notebooks_that_exist(path):
+    assert notebooks_named(path) <= {p.stem for p in NOTEBOOKS}
+
+
+@pages
+def test_a_page_links_only_to_files_that_exist(path):
+    links = re.findall(r'\]\(([^)#:\s]+)\)', path.read_text(encoding='utf-8'))
+    assert not [link for link in links if not (path.parent/link).exists()]
+
+
+@pages
+def test_chapters_named_by_number_exist(path):
+    numbers = re.findall(r'(?:`|chapters? \[?`?)(\d\d)\b', path.read_text(encoding='utf-8'))
+    assert not set(numbers) - {p.stem[:2] for p in NOTEBOOKS}
 
 
 # ---- the size of things
