@@ -28,7 +28,7 @@ from policydiffusion.relabel import relabel_settings
 from policydiffusion.policy import PolicySpec, pack, unpack
 from policydiffusion.rollout import evaluate
 from policydiffusion.emitters import XNES, Walker, follow
-from policydiffusion.pool import Pool, insert
+from policydiffusion.pool import empty_pool, insert
 from policydiffusion.ppo import Ancestor, critic_spec
 from policydiffusion.search import search_scale
 from policydiffusion.tasks import get_task
@@ -82,12 +82,13 @@ class Simulation:
     def keep(self) -> None:
         "Sort an iteration's branches into a full pool."
         search, dims = self.scale.search, get_task(self.task).paper_dims
-        n = ELITES*search.depth
+        rng, width = np.random.default_rng(0), self.spec.n_params
         if not hasattr(self, 'pool'):
-            cells = np.repeat(np.arange(ELITES), search.depth)
-            self.pool = Pool(np.ones((n, self.spec.n_params), np.float32), np.zeros(n), np.zeros((n, len(dims))), np.zeros(n), cells, np.tile(np.arange(search.depth), ELITES))
+            self.pool = empty_pool(width, dims, search.depth)
+            while len(self.pool) < ELITES*search.depth:
+                insert(self.pool, np.ones((4096, width), np.float32), np.zeros(4096), rng.random((4096, len(dims))), np.zeros(4096))
         new = search.ppga.branches
-        insert(self.pool, dims, np.zeros((new, self.spec.n_params), np.float32), np.ones(new), np.random.default_rng(0).random((new, len(dims))), np.zeros(new), search.depth)
+        insert(self.pool, np.zeros((new, width), np.float32), np.ones(new), rng.random((new, len(dims))), np.zeros(new))
 
     def jobs(self) -> dict:
         "Name of a part: what to run."

@@ -154,11 +154,17 @@ class Surrogate:
         factor = torch.linalg.cholesky(covariance)
         self.weights = torch.cholesky_solve((labels - self.mean)/self.std, factor)
 
+    def apart(self,
+        x: torch.Tensor,  # (b, d) latents in units of sigma
+    ) -> torch.Tensor:  # (b, m)
+        "Distances to the evaluated latents; not by matrix products, which round small ones away."
+        return torch.cdist(x, self.x, compute_mode='donot_use_mm_for_euclid_dist')
+
     def kernel(self,
         x: torch.Tensor,  # (b, d) latents in units of sigma
     ) -> torch.Tensor:  # (b, m)
         "Correlation with the evaluated latents."
-        return (-torch.cdist(x, self.x)/self.length_scale).exp()
+        return (-self.apart(x)/self.length_scale).exp()
 
     def __call__(self,
         z: torch.Tensor,  # (b, d) any latents
@@ -170,4 +176,4 @@ class Surrogate:
         z: torch.Tensor,  # (b, d) any latents
     ) -> torch.Tensor:  # (b,) in units of sigma
         "How far away the nearest evaluated latent is."
-        return torch.cdist(z/self.sigma, self.x).amin(1)
+        return self.apart(z/self.sigma).amin(1)

@@ -8,7 +8,7 @@ __all__ = ['HISTORY', 'TINY', 'SMOKE', 'QUICK', 'LAPTOP', 'NIGHT_STAGES', 'PPGA_
            'Scale', 'half_and_half', 'discount', 'night_scale', 'search_scale', 'on_a_gpu', 'spread_out']
 
 # %% ../nbs/17_search.ipynb #6ba5bb29
-import math, time
+import zlib, math, time
 from pathlib import Path
 from typing import NamedTuple
 import jax
@@ -311,21 +311,22 @@ def reevaluate_pool(
 ):  # yields (number re-evaluated, an upper bound of how many will be, `found`) after every batch
     "Re-evaluate elites, then the runners-up that could step in; `found` holds what `survivors` reads."
     n, k, saved = len(pool), len(pool.dims), time.time()
+    meta = {'kind': 're-evaluation', 'task': task, 'episodes': episodes, 'rows': zlib.crc32(np.ascontiguousarray(params))}
     found = {'done': np.zeros(n, bool), 'objective': np.zeros(n), 'measures': np.zeros((n, k)), 'length': np.zeros(n),
              'objective_sd': np.zeros(n), 'measures_sd': np.zeros((n, k))}
     if path and Path(path).exists():
-        old, _ = load_tensors(path, 're-evaluation')
-        if len(old['done']) == n: found = {name: x.copy() for name, x in old.items()}
+        old, about = load_tensors(path, 're-evaluation')
+        if all(about.get(key) == meta[key] for key in meta): found = {name: x.copy() for name, x in old.items()}  # of these very rows
     while len(rows := next_in_line(pool, found['done'], found['objective'], found['measures'])):
         rows = rows[:batch]
         e = evaluate(task, spec, params[rows], ancestor.obs_mean, ancestor.obs_std, episodes, horizon, seed_for(seed, int(found['done'].sum())), envs, batch)
         for name, x in vars(e).items(): found[name][rows] = x
         found['done'][rows] = True
         if path and time.time() - saved > 60:
-            save_tensors(path, found, {'kind': 're-evaluation', 'task': task, 'episodes': episodes})
+            save_tensors(path, found, meta)
             saved = time.time()
         yield int(found['done'].sum()), n, found
-    if path: save_tensors(path, found, {'kind': 're-evaluation', 'task': task, 'episodes': episodes})
+    if path: save_tensors(path, found, meta)
 
 # %% ../nbs/17_search.ipynb #e6a90b27
 def survivors(

@@ -143,7 +143,7 @@ def test_every_weight_learns_unless_attention_has_no_choice():
     model(*inputs((4, 4, 4))).square().mean().backward()
     idle = {name for name, p in model.named_parameters() if name != 'logvar' and p.grad.abs().max() < 1e-7}  # rounding leaves 1e-9
     assert model.logvar.grad is None  # the loss reads it, the network does not
-    no_choice = {f'attend.{a}.{w}.weight' for a in ('look', 'listen') for w in ('query', 'key')}  # one place, one token
+    no_choice = {f'attend.{a}.{w}.weight' for a in ('self_attention', 'cross_attention') for w in ('query', 'key')}  # one place, one token
     assert idle == no_choice | {'attend.norms.1.weight', 'attend.norms.1.bias'}  # that norm feeds a query only
     model = awake(ResidualDenoiser(16, 2))
     model(*inputs((16,))).square().mean().backward()

@@ -152,6 +152,9 @@ def test_a_killed_re_evaluation_goes_on(monkeypatch, tmp_path):
     for _ in range(2): next(killed)
     *_, (done, _, found) = run()
     assert done == 8 and sorted(ran) == sorted(range(8)) and found['objective'].tolist() == pool.objective.tolist()
+    assert not list(run())  # nothing is left to do
+    pool.rows['params'] += 1e-3
+    assert len(list(run())) == 4 and len(ran) == 16  # other rows are evaluated anew
 
 
 def test_the_more_fruitful_operator_gets_more_time():
