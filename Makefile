@@ -27,7 +27,7 @@ export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/artifacts/jax_cache
 help:
 	@echo 'make figures   train, generate, roll out, draw: TASKS="walker2d ..." SCALE=laptop|smoke|night|paper CORES=2'
 	@echo 'make archive   search an archive from nothing: SCALE=night (the paper'"'"'s grid, 8 hours on two cores), SCALE=paper (GPUs)'
-	@echo 'make paper-full  the same models at the size of the paper, trained as long: an hour and a half more for a row of the tables'
+	@echo 'make paper-full  the same models at the size of the paper, trained as long (351,000 steps): many hours on two cores, or a GPU, for a row of the tables'
 	@echo 'make baselines what simpler methods do with as many numbers: an hour more for their rows of the tables'
 	@echo 'make steering  teach words, and count how many prompts are obeyed; sequences with a second seed: a quarter of an hour more'
 	@echo 'make ablations one hyper-parameter at a time, two seeds each: an hour more'

@@ -6,7 +6,7 @@
 __all__ = ['generator_at', 'TrainingState', 'start_training', 'learning_rate', 'train_autoencoder', 'save_checkpoint',
            'load_checkpoint']
 
-# %% ../nbs/22_train_autoencoder.ipynb #de2e5c62
+# %% ../nbs/22_train_autoencoder.ipynb #de2e5c63
 import json, zlib
 from dataclasses import asdict, dataclass, field
 from math import cos, pi
