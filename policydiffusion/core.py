@@ -31,7 +31,7 @@ def is_root(
     "Whether a folder holds the `settings.ini` of this project, not of another nbdev project."
     ini = ConfigParser(delimiters=['='], interpolation=None)
     try: ini.read(folder/'settings.ini', encoding='utf-8')
-    except (IniError, UnicodeDecodeError, OSError): return False
+    except (IniError, ValueError, OSError): return False
     return ini.defaults().get('lib_name') == 'policydiffusion'
 
 # %% ../nbs/00_start_here.ipynb #3f0a91c6

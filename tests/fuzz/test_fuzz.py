@@ -6,7 +6,7 @@ CASES = 2000
 TRUSTING = {  # rooms and functions that trust their callers: tensors that do not fit end in the words of torch or NumPy
     'autoencoder', 'training', 'behaviour', 'baselines', 'compose', 'denoiser', 'diffusion', 'hypernetwork', 'batch_last',
     'language', 'metrics', 'tables', 'policy', 'rollout', 'search', 'pool', 'ppo', 'emitters', 'tasks', 'relabel', 'distil',
-    'core.project_root', 'core.check_number', 'core.flush', 'core.is_running', 'core.remove_stale', 'generator.save_generator', 'importers.check_body',
+    'core.project_root', 'core.read_results', 'core.check_number', 'core.flush', 'core.is_running', 'core.remove_stale', 'generator.save_generator', 'importers.check_body',
     'explore', 'archive.byte_codes', 'archive.from_bytes', 'archive.to_bytes', 'archive.packed', 'archive.unpacked', 'archive.synthetic_archive', 'archive.project', 'archive.empty_grid', 'archive.cdf', 'archive.to_half',
     'archive.best_of_cvt', 'dataset.held_out', 'dataset.requests_between', 'generator.graph_hypernetwork', 'generator.normalisers', 'generator.check_request'}
 
