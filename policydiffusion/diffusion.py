@@ -279,7 +279,8 @@ def train_diffusion(
     if len(cond) != len(x0): raise ValueError(f"cond has {len(cond)} rows: expected {len(x0)}, one for each row of x0")
     if not (torch.isfinite(x0).all() and torch.isfinite(cond).all()):
         raise ValueError("x0 or cond holds values that are not finite: expected finite numbers only")
-    for name, count in (('steps', steps) if steps else ('epochs', epochs), ('batch_size', batch_size)): check_count(name, count)
+    length = ('steps', steps) if steps else ('epochs', epochs)
+    for name, count in (length, ('batch_size', batch_size)): check_count(name, count)
     for name, x in (('p_drop', p_drop), ('ema_decay', ema_decay)): check_number(name, x, 0, 1)
     for name, x in (('lr', lr), ('weight_decay', weight_decay)): check_number(name, x, 0)
     x0, cond, per_epoch = x0.to(device), cond.to(device), math.ceil(len(x0)/batch_size)

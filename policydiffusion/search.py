@@ -251,13 +251,17 @@ class Search:
         if meta['dims'] != list(self.dims): raise ValueError(f"{path} has a grid of {brief(repr(meta['dims']))}: expected {self.dims}")
         with reading(path, 'search'):
             check_search(self, t, meta)
-            part = lambda name: {k.split('.')[1]: v for k, v in t.items() if k.startswith(name + '.')}
+            part = lambda name: {k.split('.')[1]: v for k, v in t.items()
+                                 if k.startswith(name + '.')}
             columns, self.ancestor = part('pool'), Ancestor(**part('ancestor'))
             self.pool = empty_pool(self.spec.n_params, self.dims, self.settings.depth)
-            insert(self.pool, *(columns[k] for k in ('params', 'objective', 'measures', 'length')))
+            kept = ('params', 'objective', 'measures', 'length')
+            insert(self.pool, *(columns[k] for k in kept))
             self.visits, self.thresholds = t['visits'].copy(), t['thresholds'].copy()
-            self.walker = Walker(t['walker'], self.ancestor.critic, XNES(t['xnes.mean'], t['xnes.A']))
-            self.spent |= meta.get('spent', {'before': float(t['seconds'].sum()) if 'seconds' in t else 0.})
+            dist = XNES(t['xnes.mean'], t['xnes.A'])
+            self.walker = Walker(t['walker'], self.ancestor.critic, dist)
+            before = float(t['seconds'].sum()) if 'seconds' in t else 0.
+            self.spent |= meta.get('spent', {'before': before})
             if meta.get('names') == self.names: self.credit, self.gains, self.recent = (t[k].copy() for k in ('credit', 'gains', 'recent'))
             self.iteration, self.evaluated, self.history = meta['iteration'], meta['evaluated'], t.get('history', np.zeros((0, len(HISTORY)))).tolist()
             self.revisions = list(dict.fromkeys([*meta.get('revisions', []), *self.revisions]))

@@ -315,7 +315,8 @@ def test_a_learner_keeps_its_types_so_that_ppo_compiles_once():
     start = start_learner('walker2d', spec, jnp.zeros((2, spec.n_params)), jax.random.key(0), TINY)
     step = lambda learner: ppo_step('walker2d', spec, TINY, learner, jnp.zeros((2, 4)), .99, 1e-3, jnp.zeros(17), jnp.ones(17))
     after = jax.eval_shape(step, start)[0]
-    kinds = lambda learner: [(x.shape, x.dtype, getattr(x, 'weak_type', False)) for x in jax.tree.leaves(learner)]
+    kind = lambda x: (x.shape, x.dtype, getattr(x, 'weak_type', False))
+    kinds = lambda learner: [kind(x) for x in jax.tree.leaves(learner)]
     assert kinds(start) == kinds(after)
 
 
