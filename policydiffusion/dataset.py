@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SMOKE_POLICIES', 'BATCH', 'EVALUATION', 'TENSOR_FIELDS', 'load_archive', 'reevaluate', 'EvaluationSettings',
-           'Dataset', 'check_dataset', 'make_dataset', 'save_dataset', 'load_dataset', 'held_out', 'requests_between']
+           'Dataset', 'check_dataset', 'make_dataset', 'save_dataset', 'load_dataset', 'held_out', 'requests_between',
+           'check_shares', 'check_request', 'filled_cells', 'warn_if_far']
 
 # %% ../nbs/19_dataset.ipynb #b86f789a
 import warnings
@@ -14,7 +15,8 @@ from pathlib import Path
 # %% ../nbs/19_dataset.ipynb #41824c7c
 import numpy as np
 from .archive import Archive, check_task, synthetic_archive
-from .core import check_count, DATA, artifact_dir, brief, from_header, load_tensors, progress, reading, save_tensors
+from .core import (DATA, artifact_dir, brief, check_array, check_count, from_header,
+                                  load_tensors, progress, reading, save_tensors)
 from .policy import PolicySpec
 from .rollout import evaluate, trace, visited_observations
 from .tasks import get_task
@@ -169,3 +171,67 @@ def requests_between(
     cells = rng.choice(np.unique(archive.cells()), n)
     corner = np.stack(np.unravel_index(cells, archive.dims), 1)
     return ((corner + rng.random(corner.shape))/dims).astype(np.float32)
+
+# %% ../nbs/19_dataset.ipynb #fa200006
+def check_shares(
+    measures: np.ndarray,  # (m, k) behaviours asked for, zeros where free
+) -> None:
+    "Refuse measures that are no shares of an episode's steps."
+    unknown, outside = np.isnan(measures), (measures < 0) | (measures > 1)
+    if unknown.any():
+        raise ValueError(f"measures holds NaN in row {unknown.any(1).argmax()}: expected numbers "
+                         "in [0, 1]; a free entry must be False in given")
+    if outside.any():
+        raise ValueError(f"measures holds {measures[outside][0]:.6g} in row "
+                         f"{outside.any(1).argmax()}: expected shares in [0, 1]")
+
+# %% ../nbs/19_dataset.ipynb #07e49b32
+def check_request(
+    measures: np.ndarray,  # (m, k) behaviours asked for
+    given: np.ndarray,  # (m, k) bool, which entries count; None: all of them
+    n_measures: int,  # k that the generator knows
+    n: int,  # policies for each behaviour
+) -> tuple:  # measures (m, k) float32 with zeros where not given, given (m, k) bool
+    "Refuse a request that cannot be met, in one sentence."
+    measures = check_array('measures', measures, finite=False)
+    shape = measures.shape
+    if len(shape) != 2 or shape[1] != n_measures or not len(measures):
+        raise ValueError(f"measures has shape {shape}: expected (m, {n_measures}), "
+                         "one row for each behaviour asked for")
+    if given is None: given = np.ones(shape, bool)
+    check_array('given', given); given = np.asarray(given)
+    if given.shape != shape or given.dtype != bool:
+        raise ValueError(f"given has shape {given.shape} and type {given.dtype}: "
+                         f"expected {shape} of bool, as measures")
+    measures = np.where(given, measures, 0)
+    check_shares(measures); check_count('n', n, of=' policy for each behaviour')
+    return measures, given
+
+# %% ../nbs/19_dataset.ipynb #fa200002
+def filled_cells(
+    measures: np.ndarray,  # (n, k) what the archive's policies do
+    cells: int,  # along each measure
+) -> np.ndarray:  # (m, k) float32 centres of the cells with a policy, each once
+    "The part of the behaviour space that an archive fills."
+    index = np.floor(np.asarray(measures)*cells).clip(0, cells - 1)
+    return ((np.unique(index, axis=0) + .5)/cells).astype(np.float32)
+
+# %% ../nbs/19_dataset.ipynb #fa200003
+def warn_if_far(
+    asked: np.ndarray,  # (m, k) behaviours, zeros where not given
+    given: np.ndarray,  # (m, k) bool, which entries count
+    filled: np.ndarray,  # (n, k) centres of filled cells
+    reach: float,  # distance, in measures, that is not far yet
+) -> None:
+    "One warning for the request that is farthest from all that is known, if it is too far."
+    g, a, f = (np.asarray(x, np.float64) for x in (given, asked, filled))
+    square = (g*a**2).sum(1)[:, None] - 2*(g*a)@f.T + g@(f**2).T  # over given entries only
+    gap = np.sqrt(square.min(1).clip(0))
+    far, row = (gap > reach).sum(), gap.argmax()
+    if not far: return
+    told = lambda x: '[' + ', '.join(
+        f'{v:.2f}' if t else 'free' for v, t in zip(x, given[row])) + ']'
+    many = f'{far} of {len(a)} requests lie' if len(a) > 1 else 'the request lies'
+    warnings.warn(f"{many} far from everything that the archive does, {told(a[row])} "
+                  f"by {gap[row]:.2f}: expected at most {reach:.2f}; "
+                  f"the nearest known behaviour is {told(f[square[row].argmin()])}", stacklevel=2)

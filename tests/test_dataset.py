@@ -1,11 +1,13 @@
 "The data set's file: what comes back, and what is refused in one sentence that names it."
 import numpy as np
 import pytest
+from scipy.spatial.distance import cdist
 
 from policydiffusion import core, dataset
 from policydiffusion.archive import synthetic_archive
 from policydiffusion.core import artifact_dir, load_tensors, save_tensors
-from policydiffusion.dataset import TENSOR_FIELDS, Dataset, load_dataset, save_dataset
+from policydiffusion.dataset import (TENSOR_FIELDS, Dataset, filled_cells, load_dataset,
+                                     save_dataset, warn_if_far)
 from policydiffusion.policy import PolicySpec
 
 
@@ -40,3 +42,15 @@ def test_an_unsound_file_is_refused_by_name(file, change, says):
 
 def test_a_file_that_is_not_there(file):
     with pytest.raises(FileNotFoundError, match='dataset.safetensors does not exist: expected a file of kind dataset'): load_dataset('laptop', 'ant')
+
+
+@pytest.mark.parametrize('k', [2, 4])
+def test_far_is_what_scipy_measures(k):
+    rng = np.random.default_rng(0)
+    done, asked = rng.random((40, k))*.6, rng.random((200, k)).astype(np.float32)
+    filled = filled_cells(done, 32)
+    assert len(filled) <= 40 and cdist(done, filled).min(1).max() <= k**.5/64 + 1e-6
+    gap = cdist(asked, filled).min(1)
+    says = f'{(gap > .2).sum()} of 200 requests.* by {gap.max():.2f}:'
+    with pytest.warns(UserWarning, match=says):
+        warn_if_far(asked, np.ones((200, k), bool), filled, .2)

@@ -1,4 +1,5 @@
 "The generator against networks with known answers, hand-made files, and itself before and after a kill."
+import warnings
 from dataclasses import replace
 
 import jax
@@ -435,3 +436,28 @@ def test_the_papers_numbers():
 @pytest.mark.parametrize('args, message', [(('desk',), "scale 'desk' is unknown"), (('smoke', 'magic'), "method 'magic' is unknown")])
 def test_unknown_settings(args, message):
     with pytest.raises(ValueError, match=message): diffusion_settings(*args)
+
+
+# ---- requests too far from everything that the archive does
+
+def test_a_far_request_gets_one_warning_that_names_the_nearest(known):
+    known.remember(np.float32([[.1, .1], [.11, .1], [.9, .8]]))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        known.generate(np.float32([[.12, .13], [.88, .8]]))
+        known.generate(np.float32([[np.nan, .8]]), given=np.array([[False, True]]))
+    says = r'1 of 2 requests lie far.*\[0\.50, 0\.60\].*known behaviour is \[0\.89, 0\.80\]'
+    with pytest.warns(UserWarning, match=says) as told:
+        known.generate(np.float32([[.5, .6], [.1, .1]]), n=4)
+    assert len(told) == 1
+
+
+def test_what_it_remembers_is_counted_and_kept(known, tmp_path):
+    before = count_parts(known)['condition']
+    known.remember(np.random.default_rng(0).random((500, 2)))
+    kept = Generator.load(known.save(tmp_path/'g.safetensors'))
+    n = kept.conditioner.filled.numel()
+    assert count_parts(kept)['condition'] - before == known.conditioner.filled.numel() == n
+    np.testing.assert_allclose(kept.conditioner.filled, known.conditioner.filled, atol=1e-3)
+    with pytest.warns(UserWarning, match='far from everything'):
+        kept.remember(np.float32([[0, 0]])); kept.generate(np.float32([[1, 1]]))
