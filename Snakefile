@@ -300,7 +300,7 @@ rule compact_diffusion:
     input:
         rules.dataset.output[0], rules.behaviour.output, rules.relabel.output[0],
         code('37_compact_diffusion')
-    output: 'artifacts/{scale}/{task}/{method}-{seed}/generator.safetensors'
+    output: multiext('artifacts/{scale}/{task}/{method}-{seed}/', 'generator.safetensors', 'evaluated.safetensors')
     wildcard_constraints: method='compact[a-z_]*'
     log: 'runs/{scale}/{task}/{method}-{seed}/37_compact_diffusion.ipynb'
     benchmark: 'artifacts/{scale}/{task}/{method}-{seed}/times/37_compact_diffusion.tsv'
@@ -338,7 +338,7 @@ OURS = 'artifacts/{scale}/{task}/compact-{seed}'
 OF_OURS = [f'{OURS}/targets.safetensors', f'{OURS}/generator.safetensors']
 
 rule baselines:
-    input: rules.dataset.output, OF_OURS, code('41_baselines')
+    input: rules.dataset.output, OF_OURS, f'{OURS}/evaluated.safetensors', code('41_baselines')
     output: touch('artifacts/{scale}/{task}/drawn/41_baselines-{seed}')
     log: 'runs/{scale}/{task}/41_baselines-{seed}.ipynb'
     benchmark: 'artifacts/{scale}/{task}/times/41_baselines-{seed}.tsv'

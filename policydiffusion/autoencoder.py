@@ -226,7 +226,7 @@ def autoencoder_settings(
     "The preset of a scale; at paper scale centring is on for humanoid and ant only, as in the paper's final runs."
     check_choice('method', method, ('paper', 'paper_full'))
     paper = AutoencoderSettings(centring=task in ('humanoid', 'ant'), steps=234_000)
-    laptop = AutoencoderSettings(channels=(4, 8, 16, 32, 64, 64), hidden=32, lr=3e-3, cosine=True, steps=3500)
+    laptop = AutoencoderSettings(channels=(4, 8, 16, 32, 64, 64), hidden=32, lr=3e-3, cosine=True, steps=5000)
     smoke = replace(laptop, hidden=8, channels=(8, 8, 8, 16, 16, 16), vector_width=16, batch_size=16, steps=120)
     sizes = dict(zip(SCALES, (smoke, laptop, paper, paper)))[check_choice('scale', scale, SCALES)]
     return paper if method == 'paper_full' else sizes

@@ -147,10 +147,10 @@ class Surrogate:
         length_scale: float = 190.,  # distance at which the correlation falls to 1/e
         noise: float = .1,  # variance of one episode in units of the labels' variance
     ):
-        self.x, self.sigma, self.length_scale = z/sigma, sigma, length_scale
+        self.x, self.sigma, self.length_scale, self.noise = z/sigma, sigma, length_scale, noise/episodes
         self.mean, self.std = labels.mean(0), labels.std(0).clamp(min=1e-6)
         covariance = self.kernel(self.x)
-        covariance.diagonal().add_(noise/episodes)
+        covariance.diagonal().add_(self.noise)
         factor = torch.linalg.cholesky(covariance)
         self.weights = torch.cholesky_solve((labels - self.mean)/self.std, factor)
 
@@ -172,8 +172,16 @@ class Surrogate:
         "Measures and objective that are to be expected."
         return self.mean + self.std*(self.kernel(z/self.sigma)@self.weights)
 
-    def distance(self,
+    def variance(self,
         z: torch.Tensor,  # (b, d) any latents
-    ) -> torch.Tensor:  # (b,) in units of sigma
-        "How far away the nearest evaluated latent is."
-        return self.apart(z/self.sigma).amin(1)
+        n_near: int = 16,  # nearest evaluated latents that are used
+    ) -> torch.Tensor:  # (b,) in units of the labels' variance, from 0 to 1
+        "How uncertain a prediction is, one episode's noise not counted (equation 2.26)."
+        x = z/self.sigma
+        near = self.apart(x.detach()).topk(min(n_near, len(self.x)), largest=False).indices
+        kernel = lambda a, b: (-((a - b).square().sum(-1) + 1e-9).sqrt()/self.length_scale).exp()
+        known = self.x[near]
+        k = kernel(x[:, None], known)
+        covariance = kernel(known[:, :, None], known[:, None]) + torch.diag_embed(self.noise[near])
+        factor = torch.linalg.cholesky(covariance)
+        return 1 - (k*torch.cholesky_solve(k[..., None], factor)[..., 0]).sum(1)
