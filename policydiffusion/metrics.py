@@ -251,11 +251,13 @@ def look_up(
 # %% ../nbs/58_tables.ipynb #f2f80fc3
 from pathlib import Path
 import pandas as pd
-from .core import FIGURES, ROOT, atomic_path, read_results
+from .core import FIGURES, ROOT, atomic_path
+from .results import made_by, read_results
 from .tasks import TASKS
 
 # %% ../nbs/58_tables.ipynb #8aef0690
-COLUMNS = {'compression': 1, 'reward_ratio': 3, 'coverage_ratio': 3, 'qd_score_ratio': 3, 'mem': 3, 'js': 3, 'policies_per_second': 0}  # metric to decimals
+COLUMNS = {'compression': 1, 'reward_ratio': 3, 'coverage_ratio': 3, 'qd_score_ratio': 3, 'mem': 3, 'mem_between': 3, 'mem_between_lookup': 3, 'reward_ratio_between': 2,
+           'alive_between': 2, 'js': 3, 'policies_per_second': 0}  # metric to decimals
 GENERATORS = ('compact', 'paper', 'paper_full')  # methods of the map above the tables, and first in the tables; baselines follow
 CLAIMED = {'compression': '13', 'reward_ratio': '0.98', 'coverage_ratio': '0.89'}  # the paper's abstract
 OVERVIEW = {  # of one row a robot: metric to its heading and decimals
@@ -284,11 +286,13 @@ def results_table(
     rows = results.query('scale == @scale and task == @task and method != "original"')
     floor = results.query('scale == @scale and task == @task and method == "original" and metric == "mem_floor"').value
     shown = [c for c in COLUMNS if c in set(rows.metric)]
-    table = {'paper (claimed, humanoid)': {c: CLAIMED.get(c, 'not found by us') for c in shown} | {'seeds': 'not found by us'}}
+    table = {'paper (claimed, humanoid)': {c: CLAIMED.get(c, 'not found by us') for c in shown} | dict.fromkeys(('seeds', 'revision'), 'not found by us')}
     parts = {method: part for method, part in rows.groupby('method') if set(COLUMNS) & set(part.metric)}
     for method in sorted(parts, key=lambda m: (GENERATORS + (m,)).index(m)):
         part = parts[method]
-        table[method] = {c: mean_and_sd(part.value[part.metric == c], COLUMNS[c]) for c in shown} | {'seeds': str(part.seed.nunique())}
+        own = part[part.metric.isin(shown)]
+        table[method] = {c: mean_and_sd(own.value[own.metric == c], COLUMNS[c]) for c in shown}
+        table[method] |= {'seeds': str(own.seed.nunique()), 'revision': made_by(own)}
     frame = pd.DataFrame(table).T.rename_axis('method')
     return frame.rename(columns={'mem': f'mem (floor {floor.mean():.3f})' if len(floor) else 'mem'})
 

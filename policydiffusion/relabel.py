@@ -147,7 +147,8 @@ class Surrogate:
         length_scale: float = 190.,  # distance at which the correlation falls to 1/e
         noise: float = .1,  # variance of one episode in units of the labels' variance
     ):
-        self.x, self.sigma, self.length_scale, self.noise = z/sigma, sigma, length_scale, noise/episodes
+        self.x, self.sigma, self.length_scale = z/sigma, sigma, length_scale
+        self.noise = noise/episodes
         self.mean, self.std = labels.mean(0), labels.std(0).clamp(min=1e-6)
         covariance = self.kernel(self.x)
         covariance.diagonal().add_(self.noise)

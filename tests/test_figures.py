@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from policydiffusion import core, metrics
+from policydiffusion import core, metrics, results
 from policydiffusion.core import save_tensors
 from policydiffusion.metrics import compare, describe, synthetic_run
 
@@ -100,7 +100,7 @@ def test_metrics_are_recorded(laptop_run):
     disk, runs = laptop_run
     original, reference, generated = runs['compact', 111]
     run_notebook('40_metrics', scale='laptop')
-    rows = core.collect_results().set_index(['method', 'metric']).value
+    rows = results.collect_results().set_index(['method', 'metric']).value
     # the archives went through half precision, but synthetic weights are already rounded
     assert rows['compact'].to_dict() == pytest.approx(compare(original, reference, generated), rel=1e-5)
     assert rows['original'].to_dict() == pytest.approx(describe(original, reference), rel=1e-5)
@@ -138,8 +138,10 @@ def test_every_task_has_a_picture_of_its_own(disk, name):
 def test_tables_change_minutes_and_speeds_only_on_request(disk, monkeypatch):
     monkeypatch.setattr(core, 'ROOT', disk)
     monkeypatch.setattr('builtins.display', print, raising=False)
-    row = lambda task, metric, value: f'laptop,{task},compact,111,{metric},{value}\n'
-    head, times = ','.join(core.RESULT_COLUMNS) + '\n', disk/'artifacts'/'laptop'/'walker2d'/'times'
+    made = 'abc1234,cpu,2026-11-30\n'
+    row = lambda task, metric, value: f'laptop,{task},compact,111,{metric},{value},{made}'
+    head = ','.join(results.RESULT_COLUMNS + results.ORIGIN_COLUMNS) + '\n'
+    times = disk/'artifacts'/'laptop'/'walker2d'/'times'
     (disk/'figures').mkdir(); times.mkdir(parents=True)
     rows = (('ant', 'mem', .5), ('walker2d', 'mem', .04), ('walker2d', 'policies_per_second', 900))
     (disk/'figures'/'results.csv').write_text(head + ''.join(row(*r) for r in rows))
@@ -147,9 +149,10 @@ def test_tables_change_minutes_and_speeds_only_on_request(disk, monkeypatch):
     (disk/'docs').mkdir()
     for page in (disk/'README.md', disk/'docs'/'results.md'):
         page.write_text('a\n<!-- results:begin -->\n<!-- results:end -->\nb\n')
+    monkeypatch.setattr(results, 'origin', lambda: ('abc1234', 'cpu', '2026-11-30'))
     busy = {'mem': .04, 'policies_per_second': 3}
-    core.record('laptop', 'walker2d', 'compact', 111, busy)
-    core.record('laptop', 'ant', 'compact', 111, {'mem': 9})  # of another run
+    results.record('laptop', 'walker2d', 'compact', 111, busy)
+    results.record('laptop', 'ant', 'compact', 111, {'mem': 9})  # of another run
     (times/'40_metrics.tsv').write_text('s\th:m:s\n600\t0:10:00\n')
     (times/'19_dataset.tsv').write_text('')  # of a killed step
     given = dict(scale='laptop', tasks='walker2d', methods='compact')
@@ -165,4 +168,4 @@ def test_tables_change_minutes_and_speeds_only_on_request(disk, monkeypatch):
     assert written(disk) == first
     run(times=True)
     assert (disk/'figures'/'minutes.csv').read_text() == 'notebook,minutes\n40_metrics,10.00\n'
-    assert 'policies_per_second,3\n' in (disk/'figures'/'results.csv').read_text()
+    assert 'policies_per_second,3,abc1234,' in (disk/'figures'/'results.csv').read_text()

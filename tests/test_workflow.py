@@ -12,11 +12,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from policydiffusion.core import (RESULT_COLUMNS, atomic_path, collect_results, project_root,
-                                  read_results, update_rows)
+from policydiffusion.core import atomic_path, project_root
+from policydiffusion.results import (ORIGIN_COLUMNS, RESULT_COLUMNS, collect_results,
+                                     read_results, update_rows)
 
 ROOT = Path(__file__).parents[1]
-HEAD = ','.join(RESULT_COLUMNS) + '\n'
+HEAD = ','.join(RESULT_COLUMNS + ORIGIN_COLUMNS) + '\n'
+FROM = ',abc1234,cpu,2026-11-30'
 
 
 def python(*words, cwd=ROOT, path=ROOT) -> subprocess.CompletedProcess:
@@ -103,7 +105,7 @@ def test_a_folder_that_is_none_is_named_and_errors_of_other_files_are_left_alone
 def part(tmp_path):
     path = tmp_path/'laptop'/'walker2d'/'results'/'compact-111-metrics.csv'
     path.parent.mkdir(parents=True)
-    path.write_text(HEAD + 'laptop,walker2d,ours,111,mem,0.0412\n')
+    path.write_text(HEAD + f'laptop,walker2d,ours,111,mem,0.0412{FROM}\n')
     return path
 
 
@@ -114,8 +116,8 @@ def test_files_of_a_killed_run_are_not_read(tmp_path, part):
 
 
 @pytest.mark.parametrize('text', [
-    '', 'scale,task', 'x,y\n1,2\n', HEAD + 'laptop,walker2d,ours,111,mem,0.04',
-    HEAD + 'laptop,walker2d,ours,111,mem,O.04\n', HEAD + '<<<<<<< HEAD\n'])
+    '', 'scale,task', 'x,y\n1,2\n', HEAD + f'laptop,walker2d,ours,111,mem,0.04{FROM}',
+    HEAD + f'laptop,walker2d,ours,111,mem,O.04{FROM}\n', HEAD + '<<<<<<< HEAD\n'])
 def test_a_broken_table_is_named(tmp_path, part, text):
     part.write_text(text)
     with pytest.raises(ValueError, match=r'compact-111-metrics\.csv is empty, cut short or no table of this kind'):
@@ -126,7 +128,8 @@ def test_a_broken_table_is_named(tmp_path, part, text):
 
 def test_a_second_time_changes_nothing_and_other_tasks_stay(tmp_path, part):
     table = tmp_path/'results.csv'
-    ant, walker = 'laptop,ant,ours,111,mem,0.333333\n', 'laptop,walker2d,ours,111,mem,0.0412\n'
+    ant = f'laptop,ant,ours,111,mem,0.333333{FROM}\n'
+    walker = f'laptop,walker2d,ours,111,mem,0.0412{FROM}\n'
     table.write_text(HEAD + ant + walker.replace('0.0412', '9'))
     old = part.parents[2]/'ant'/'results'/part.name
     old.parent.mkdir(parents=True)
