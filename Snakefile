@@ -7,13 +7,14 @@ from policydiffusion.behaviour import COMPACT_SIZES, compact_sizes
 from policydiffusion.core import SCALES, SEEDS, atomic_path, check_choice
 from policydiffusion.tasks import get_task
 
-RUNS = {  # the seeds of every method that is trained at each scale
+RUNS = {  # the seeds of every method that the main job trains at each scale
     'smoke': {'compact': SEEDS[:1], 'paper': SEEDS[:1]},
-    'laptop': {'compact': SEEDS, 'paper': SEEDS[:2]},
+    'laptop': {'compact': SEEDS[:2], 'paper': SEEDS[:1]},  # half an hour; `make seeds` trains the others
     'night': {'compact': SEEDS[:2], 'paper': SEEDS[:1]},
     'paper': {'compact': SEEDS, 'paper': SEEDS}}
+EVERY_SEED = {'compact': SEEDS, 'paper': SEEDS[:2]}  # of the tables
 STUDIES = 'kl', 'hidden', 'centring', 'code', 'actions', 'loss', 'length', 'average', 'condition', 'latent', 'behaviour', 'guidance', 'steps'  # of chapter 47
-MINUTES = {'dataset': 1, 'autoencoder': 2.5, 'diffusion': 4, 'behaviour': .5, 'relabel': 1, 'compact_diffusion': 5, 'metrics': .5, '53_fig4_epochs': 1, 'baselines': 20, 'held_out': 10, 'ablation': 5, 'reproduction': 5, 'language': 8, 'sequences': 1.5, 'combine': 1, '52_fig3_prompts': .5}  # at laptop scale on 2 cores; .5 for the others
+MINUTES = {'dataset': 1, 'autoencoder': 3.5, 'diffusion': 3, 'behaviour': .6, 'relabel': 1, 'compact_diffusion': 4, 'metrics': 1.2, '53_fig4_epochs': 1, 'baselines': 20, 'held_out': 15, 'ablation': 5, 'reproduction': 5, 'language': 8, 'sequences': 1.5, 'combine': 1, '52_fig3_prompts': .5}  # at laptop scale on 2 cores; .5 for the others
 # log lines of papermill and of the kernel that say nothing about the run
 CHATTER = 'IPKernelApp|(Input|Output) Notebook: |Executing notebook with|(Executing|Ending) Cell|<Figure size|Black is not installed|^$'
 
@@ -461,6 +462,16 @@ rule reproduction:
     threads: 1
     resources: **cost('reproduction')
     shell: notebook('48_reproduction', 'task', 'scale', 'seed')
+
+rule more_seeds:  # the tables' means and standard deviations; not part of the main job
+    input:
+        [f'artifacts/{SCALE}/{task}/results/{method}-{seed}-metrics.csv' for task in TASKS
+         for method, seeds in EVERY_SEED.items() for seed in seeds],
+        code('58_tables')
+    log: f'runs/{SCALE}/58_tables_with_seeds.ipynb'
+    params: given=TABLES
+    message: 'the tables once more, with all seeds'
+    shell: notebook('58_tables', given='{params.given}')
 
 rule with_ablations:  # one thing changed at a time, and the stages of the paper's method taken apart; not part of the main job
     input: ablations(STUDIES, SEEDS[:2]), [f'artifacts/{SCALE}/{task}/drawn/48_reproduction-{SEEDS[0]}' for task in TASKS]
