@@ -2,10 +2,7 @@
 #   snakemake --cores 2 --config scale=laptop tasks="walker2d"
 import ast, fcntl, hashlib, json, os, re, shutil, symtable, sys
 from pathlib import Path
-from policydiffusion.archive import Archive
-from policydiffusion.behaviour import COMPACT_SIZES, compact_sizes
 from policydiffusion.core import SCALES, SEEDS, atomic_path, check_choice
-from policydiffusion.tasks import get_task
 
 RUNS = {  # the seeds of every method that the main job trains at each scale
     'smoke': {'compact': SEEDS[:1], 'paper': SEEDS[:1]},
@@ -34,6 +31,9 @@ try:  # bad input is refused here, in one sentence and before anything is touche
     if CORES is not None and CORES < 1:
         raise ValueError(f'cores is {CORES}: expected a whole number from 1')
     if not TASKS: raise ValueError('tasks is empty: expected Brax tasks, such as TASKS="walker2d ant"')
+    from policydiffusion.archive import Archive  # slow to import: not needed for the checks above
+    from policydiffusion.behaviour import COMPACT_SIZES, compact_sizes
+    from policydiffusion.tasks import get_task
     for task in TASKS: get_task(task)
     if SCALE == 'laptop':
         for task in TASKS: Archive.load(archive(task), task)

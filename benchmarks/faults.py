@@ -1,11 +1,16 @@
-"""Faults provoked on purpose: runs killed at random, a full disk, a folder that is read-only.
+"""Faults provoked on purpose: hostile input, kills at random, a full disk, a read-only folder.
 
-    python benchmarks/faults.py                                   everything, 100 kills: some hours
+    python benchmarks/faults.py                                   everything: some hours
     python benchmarks/faults.py kills --kills 10 --jobs training  a minute
+    python benchmarks/faults.py kills --minutes 20                goes on with the 100 kills
+    python benchmarks/faults.py fuzz --cases 2000                 the cases of `make test`
+
+Kills are counted in artifacts/faults/JOB.json, as long as the code stays the same.
 """
 import argparse
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -14,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,10 +31,12 @@ HASTE = 60  # the clock of small jobs runs so much faster: they take seconds, an
 
 def writing(folder):
     "Small files, written again and again."
+    import pandas as pd
     from policydiffusion import core
-    rows = {task: core.pd.DataFrame({'task': task, 'x': core.np.arange(1000.)}) for task in ('ant', 'hopper')}
+    from policydiffusion.results import update_rows
+    rows = {task: pd.DataFrame({'task': task, 'x': core.np.arange(1000.)}) for task in ('ant', 'hopper')}
     for i in range(40):
-        for task in rows: core.update_rows(folder/'table.csv', rows[task])
+        for task in rows: update_rows(folder/'table.csv', rows[task])
         core.save_tensors(folder/'result.safetensors', {'x': core.np.arange(1e5)}, {'kind': 'result'})
 
 
@@ -64,7 +72,7 @@ def seed_torch(seed):
 
 def warm_start(folder):
     "A common ancestor of a few updates."
-    from policydiffusion import policy, ppo, search
+    from policydiffusion import ppo, search
     from policydiffusion.core import save_tensors
     from policydiffusion.tasks import get_task
     stages = ppo.Stage(512, .99, 1e-3, 1e-3), ppo.Stage(512, .997, 5e-4, 5e-5, 1.)
@@ -86,9 +94,8 @@ def walkers(spec):
 
 
 def batches(folder):
-    "A search of one operator: several would share the time, so the result would depend on it."
-    from policydiffusion import policy, ppo, search
-    from policydiffusion.core import save_tensors
+    "A search. It goes on from candidates in half precision, so only its length is compared."
+    from policydiffusion import core, search
     from policydiffusion.tasks import get_task
     task, path = get_task('walker2d'), folder/'search.safetensors'
     settings = search.SMOKE.search._replace(operators=(('iso_line', 1.),))
@@ -96,8 +103,8 @@ def batches(folder):
     if path.exists(): now.load(path)
     for _ in search.run_search(now, float('inf'), path, iterations=20): pass
     path.unlink()  # it holds times
-    found = {**now.pool._asdict(), 'visits': now.visits}
-    save_tensors(folder/'result.safetensors', found, {'kind': 'result'})
+    lasting = core.np.array([now.iteration, len(now.history)])
+    core.save_tensors(folder/'result.safetensors', {'iterations': lasting}, {'kind': 'result'})
 
 
 JOBS = {'writing': writing, 'training': training, 'warm_start': warm_start, 'search': batches,
@@ -106,10 +113,32 @@ JOBS = {'writing': writing, 'training': training, 'warm_start': warm_start, 'sea
 
 # ---- killing them
 
-def command(job, folder):
-    "What is started, and started again after every kill."
-    if job != 'pipeline': return [sys.executable, __file__, '--job', job, '--folder', str(folder)]
-    return [sys.executable, '-m', 'snakemake', '--cores', '2', '--config', 'scale=smoke']
+class Forked(multiprocessing.get_context('fork').Process):
+    "A job in a copy of this process, which has imported what is slow; used like a Popen."
+    def __init__(self, job, folder):
+        super().__init__(target=self.work, args=(job, folder))
+        self.said = Path(tempfile.gettempdir())/f'faults-{os.getpid()}.err'
+
+    def work(self, job, folder):
+        "In a process group of its own, with a clock that runs faster."
+        os.setpgid(0, 0)
+        os.dup2(os.open(self.said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+        clock = time.time
+        time.time = lambda: HASTE*clock()
+        JOBS[job](folder)
+
+    def poll(self): return self.exitcode
+
+    def wait(self, seconds):
+        self.join(seconds)
+        if self.exitcode is None: raise subprocess.TimeoutExpired('job', seconds)
+
+    def communicate(self):
+        self.join()
+        return None, self.said.read_bytes()
+
+    @property
+    def returncode(self): return self.exitcode
 
 
 def prepare(job, folder):
@@ -123,13 +152,22 @@ def prepare(job, folder):
     (folder/'data').symlink_to(ROOT/'data')
 
 
+def import_slow():
+    "What the jobs import, before they are forked; nothing is computed yet."
+    import policydiffusion.autoencoder, policydiffusion.search, policydiffusion.training
+
+
 def start(job, folder):
     "Start the job in a process group of its own."
-    where = folder if job == 'pipeline' else ROOT
+    if job != 'pipeline':
+        forked = Forked(job, folder)
+        forked.start()
+        with suppress(OSError): os.setpgid(forked.pid, forked.pid)  # whoever is first
+        return forked
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')])
-    env = {**os.environ, 'PYTHONPATH': str(where), 'PATH': path,
-           'JAX_COMPILATION_CACHE_DIR': str(folder.parent/'jax_cache')}
-    return subprocess.Popen(command(job, folder), cwd=where, env=env, start_new_session=True,
+    env = {**os.environ, 'PYTHONPATH': str(folder), 'PATH': path}
+    command = [sys.executable, '-m', 'snakemake', '--cores', '2', '--config', 'scale=smoke']
+    return subprocess.Popen(command, cwd=folder, env=env, start_new_session=True,
                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
@@ -176,8 +214,8 @@ def chain(job, folder, straight, seconds, n, rng):
     for _ in range(n):
         killed += kill_at_random(start(job, folder), 1.1*seconds, rng)
     finish(start(job, folder))
-    now = results(folder)
-    different = [name for name in sorted(straight | now) if straight.get(name) != now.get(name)]
+    now = json.loads(json.dumps(results(folder)))
+    different = [name for name in sorted({*straight, *now}) if straight.get(name) != now.get(name)]
     return killed, different, (time.monotonic() - begin - seconds)/max(1, killed)
 
 
@@ -190,21 +228,50 @@ def undisturbed(job, folder):
     return results(folder), time.monotonic() - begin
 
 
+def code() -> str:
+    "A sum over what the jobs run."
+    files = [__file__, *sorted(ROOT.glob('policydiffusion/*.py')), *sorted(ROOT.glob('nbs/*.ipynb'))]
+    return hashlib.sha256(b''.join(Path(f).read_bytes() for f in files)).hexdigest()
+
+
+def begun(job, folder, path) -> dict:
+    "What earlier calls have counted; an undisturbed run if there is none of this code."
+    if path.exists() and (known := json.loads(path.read_text()))['code'] == code(): return known
+    straight, seconds = undisturbed(job, folder)
+    known = {'code': code(), 'straight': straight, 'seconds': seconds, 'chains': []}
+    return json.loads(json.dumps(known))
+
+
 def kills(args) -> int:
-    "Kill every job at random times; returns the number of findings."
-    rng, findings = random.Random(args.seed), 0
-    with tempfile.TemporaryDirectory() as scratch:
-        for job in args.jobs:
-            folder, killed, worst, wrong = Path(scratch)/job, 0, 0., []
-            straight, seconds = undisturbed(job, folder)
-            while killed < args.kills/len(args.jobs):
-                n, different, lost = chain(job, folder, straight, seconds, rng.randint(1, 4), rng)
-                killed, worst, wrong = killed + n, max(worst, lost), wrong + different
-            findings += len(wrong) + (worst > LOST)
-            print(f'{job}: {len(straight)} files in {seconds:.0f} s undisturbed; {killed} kills, '
-                  f'{len(wrong)} files that differ or are left behind {sorted(set(wrong))}, '
-                  f'at most {worst:.0f} s lost to one kill', flush=True)
+    "Kill every job at random times, on from where an earlier call stopped; the number of findings."
+    findings, ends, home = 0, time.monotonic() + 60*args.minutes, ROOT/'artifacts'/'faults'
+    home.mkdir(parents=True, exist_ok=True)
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = str(home/'jax_cache')
+    import_slow()
+    for job in args.jobs:
+        folder, path = home/job, home/f'{job}.json'
+        known = begun(job, folder, path)
+        while sum(n for n, _, _ in known['chains']) < args.kills/len(args.jobs):
+            if time.monotonic() > ends: break
+            rng = random.Random(f"{args.seed} {job} {len(known['chains'])}")
+            known['chains'].append(
+                chain(job, folder, known['straight'], known['seconds'], rng.randint(1, 4), rng))
+            path.write_text(json.dumps(known))
+        path.write_text(json.dumps(known))
+        findings += tell(job, known)
     return findings
+
+
+def tell(job, known) -> int:
+    "A line on what was counted; the number of findings."
+    killed = sum(n for n, _, _ in known['chains'])
+    wrong = [name for _, names, _ in known['chains'] for name in names]
+    worst = max((lost for _, _, lost in known['chains']), default=0.)
+    print(f"{job}: {len(known['straight'])} files in {known['seconds']:.0f} s undisturbed; "
+          f"{len(known['chains'])} runs, {killed} kills, "
+          f"{len(wrong)} files that differ or are left behind {sorted(set(wrong))}, "
+          f"at most {worst:.0f} s lost to one kill", flush=True)
+    return len(wrong) + (worst > LOST)
 
 
 # ---- disks
@@ -213,15 +280,17 @@ def writers(folder):
     "The project's ways of writing a file: path to what writes it."
     import matplotlib
     import numpy as np
+    import pandas as pd
     from policydiffusion import core
+    from policydiffusion.results import update_rows
     matplotlib.use('agg')
     from matplotlib import pyplot
     core.FIGURES, tensors, table = folder, folder/'tensors.safetensors', folder/'table.csv'
-    rows = core.pd.DataFrame({'task': 'ant', 'x': np.arange(200_000.)})
+    rows = pd.DataFrame({'task': 'ant', 'x': np.arange(200_000.)})
     fig, ax = pyplot.subplots()
     ax.imshow(np.random.default_rng(0).random((200, 200)))
     return {tensors: lambda: core.save_tensors(tensors, {'x': np.zeros(10**6)}, {'kind': 'demo'}),
-            table: lambda: core.update_rows(table, rows),
+            table: lambda: update_rows(table, rows),
             folder/'figure.pdf': lambda: core.save_fig(fig, 'figure', 'laptop')}
 
 
@@ -238,6 +307,20 @@ def try_all(what, folder) -> int:
     return findings
 
 
+def try_jobs(what, folder) -> int:
+    "Jobs that save while they run must end in one sentence, too, and leave nothing half-written."
+    findings = 0
+    import_slow()
+    for job in ('training', 'warm_start', 'search'):
+        run = start(job, folder/job)
+        said = (run.communicate()[1].decode().strip().split('\n') or [''])[-1]
+        left = [p.name for p in folder.rglob('*.tmp')]
+        fine = run.returncode and str(folder) in said and 'expected' in said and not left
+        findings += not fine
+        print(f"{what}, {job}: {'ok' if fine else 'FINDING'}: {said} {left}", flush=True)
+    return findings
+
+
 def disk(args) -> int:
     "A full disk and one that is read-only; needs root, for a small disk in memory."
     if os.geteuid(): return print('disk: left out, needs root') or 0
@@ -245,15 +328,30 @@ def disk(args) -> int:
     for what, options in (('full disk', 'size=16k'), ('read-only', 'ro')):
         folder = Path(tempfile.mkdtemp())
         subprocess.run(['mount', '-t', 'tmpfs', '-o', options, 'tmpfs', folder], check=True)
-        try: findings += try_all(what, folder)
+        try: findings += try_all(what, folder) + try_jobs(what, folder)
         finally:
             subprocess.run(['umount', folder], check=True)
             folder.rmdir()
     return findings
 
 
-# name to what tries it and returns the number of findings; property tests belong here, too
-SECTIONS = {'kills': kills, 'disk': disk}
+# ---- hostile input
+
+def fuzz(args) -> int:
+    "Files, arguments, texts and settings of every hostile kind, by the campaign of tests/fuzz."
+    sys.path.insert(0, str(ROOT/'tests'/'fuzz'))
+    import campaign
+    tally, begin = campaign.Tally(), time.monotonic()
+    for room, (_, _, share) in campaign.ROOMS.items():
+        campaign.run(room, round(share*args.cases), tally)
+    print(campaign.report(tally))
+    print(f'{sum(tally.counts.values())} cases in {time.monotonic() - begin:.0f} s, '
+          f'{len(campaign.PUBLIC)} public functions and records')
+    return len(tally.findings)
+
+
+# name to what tries it and returns the number of findings
+SECTIONS = {'fuzz': fuzz, 'disk': disk, 'kills': kills}
 
 
 def main():
@@ -263,17 +361,14 @@ def main():
     parser.add_argument('--kills', type=int, default=100, help='kills in all')
     parser.add_argument('--jobs', type=lambda s: s.split(','), default=list(JOBS),
                         help=f"what is killed, of {', '.join(JOBS)}")
+    parser.add_argument('--minutes', type=float, default=float('inf'),
+                        help='after which no further run is begun; the next call goes on')
+    parser.add_argument('--cases', type=int, default=20_000, help='of hostile input')
     parser.add_argument('--seed', type=int, default=0, help='of the times at which jobs are killed')
-    parser.add_argument('--job', choices=JOBS, help=argparse.SUPPRESS)
-    parser.add_argument('--folder', type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     for kind, given, known in (('section', args.sections, SECTIONS), ('job', args.jobs, JOBS)):
         for name in set(given) - set(known):
             parser.error(f"{kind} {name!r} is unknown: expected one of {', '.join(known)}")
-    if args.job:
-        clock = time.time
-        time.time = lambda: HASTE*clock()
-        return JOBS[args.job](args.folder)
     findings = sum(SECTIONS[name](args) for name in args.sections or SECTIONS)
     print(f'{findings} findings')
     return int(findings > 0)

@@ -16,12 +16,12 @@ from torch import nn
 # %% ../nbs/41_baselines.ipynb #8f4bc103
 from .archive import Archive
 from .behaviour import action_loss
-from .core import check_choice, check_count, normal_rows, seed_for
+from .core import check_array, check_choice, check_count, normal_rows, seed_for
 from .denoiser import RandomWaves
 from .generator import check_request
 from .hypernetwork import count_parameters
 from .archive import best_of_cvt
-from .policy import PolicySpec, act_torch, pack
+from .policy import PolicySpec, act_torch, check_shapes, pack
 
 # %% ../nbs/41_baselines.ipynb #68eeb565
 class StoredElites:
@@ -252,7 +252,9 @@ def quantise(
 ) -> tuple:  # (n, P) rows as they come back, bytes that they take
     "Round each column to so many steps and pack (LZMA); its two limits are kept in half precision."
     check_count('levels', levels, 2, 256, ', which fit a byte')
-    low, high = (x.astype(np.float16).astype(np.float32) for x in (params.min(0), params.max(0)))
+    check_shapes(params=(check_array('params', params), 'n', 'P'))
+    limits = np.min(params, 0), np.max(params, 0)
+    low, high = (x.astype(np.float16).astype(np.float32) for x in limits)
     step = np.maximum(high - low, 1e-6)/(levels - 1)
     digits = np.clip(np.rint((params - low)/step), 0, levels - 1).astype(np.uint8)
     return (low + step*digits).astype(np.float32), len(lzma.compress(digits.T.tobytes())) + 4*len(low)

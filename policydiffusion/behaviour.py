@@ -11,11 +11,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import torch
 from torch import nn
+from .archive import check_name
 from .autoencoder import kl_divergence, network_spec, rebuild, sample_latent
-from .core import (SCALES, check_choice, from_header, load_tensors, reading,
-                                  save_tensors)
+from .core import (SCALES, check_choice, check_count, check_number, from_header,
+                                  load_tensors, reading, save_tensors)
 from .hypernetwork import LowRankDecoder, start_at_components
-from .policy import PolicySpec, act_torch
+from .policy import PolicySpec, act_torch, check_shapes
 
 # %% ../nbs/23_behaviour_loss.ipynb #f18f5227
 def action_loss(
@@ -36,8 +37,11 @@ def with_neighbours(
     seed: int = 0,  # of the choice
 ) -> torch.Tensor:  # (n, b, obs)
     "Replace some of each policy's observations by those of its neighbours in behaviour."
+    check_shapes(obs=(obs, 'n', 'b', 'obs'), measures=(measures, 'n', 'k'))
+    check_number('share', share, 0, 1), check_count('n_neighbours', n_neighbours)
     n, b, _ = obs.shape
-    g = torch.Generator().manual_seed(seed)
+    if n < 2: raise ValueError('obs holds one policy: expected at least 2, as neighbours')
+    g = torch.Generator().manual_seed(check_count('seed', seed, 0, 2**63 - 1))
     near = torch.cdist(measures, measures).fill_diagonal_(torch.inf).topk(min(n_neighbours, n - 1), largest=False).indices
     lent = int(share*b)
     who = near[torch.arange(n)[:, None], torch.randint(near.shape[1], (n, lent), generator=g)]
@@ -119,6 +123,7 @@ def compact_sizes(
     task: str,  # Brax task
 ) -> tuple:  # of the decoder, a key of COMPACT_SIZES; of the denoiser, a key of chapter 37's COMPACT_NETWORKS
     "The sizes of a method's networks."
+    check_name('task', task)
     usual = 'medium', 'medium'
     sizes = {f'compact_{size}': (size, size) for size in COMPACT_SIZES} | {'compact': AFFORDED.get(task, usual) if scale == 'laptop' else usual}
     return sizes[check_choice('method', method, sizes)]

@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from .archive import Archive, alive
-from .core import check_array, check_count, normal_rows, seed_for
+from .core import (brief, check_array, check_count, check_number, normal_rows,
+                                  seed_for)
 from .generator import Generator, check_request
 from .batch_last import map_batch_last
 from .archive import best_of_cvt
-from .policy import PolicySpec, check_policies, unpack
+from .policy import PolicySpec, check_policies, check_shapes, unpack
 from .rollout import REWARD_CAP, _act, _sane, reset_key
 from .tasks import get_task, make_env
 
@@ -73,6 +74,8 @@ def check_steps(
     steps: tuple,  # s numbers of steps
 ) -> None:
     "Refuse durations that make no sense, in one sentence."
+    if not isinstance(steps, (tuple, list, np.ndarray)):
+        raise ValueError(f"steps is {brief(repr(steps))}: expected steps for each policy")
     if not len(steps): raise ValueError('steps is empty: expected a number of steps for each policy of a sequence')
     whole = [isinstance(s, (int, np.integer)) and not isinstance(s, bool) and s > 0 for s in steps]
     if not all(whole): raise ValueError(f"steps is {tuple(steps)}: expected whole numbers of at least 1")
@@ -158,6 +161,7 @@ def nearest_elites(
 ) -> np.ndarray:  # (..., P) rows
     "The archive's own answer to a request."
     asked, k = np.atleast_1d(check_array('measures', measures, finite=False)), len(archive.dims)
+    check_shapes(measures=(asked, ..., k))
     check_request(asked.reshape(-1, asked.shape[-1]), None, k, 1)
     return archive.params[np.linalg.norm(asked[..., None, :] - archive.measures, axis=-1).argmin(-1)]
 
@@ -169,7 +173,9 @@ def alternatives(
     seed: int = 0,  # of the moves
 ) -> np.ndarray:  # (n, s, m, k)
     "Each target as asked, then moved further and further, within [0, 1]."
-    asked = np.repeat(check_array('measures', measures)[:, :, None], check_count('m', m), 2)
+    asked = check_array('measures', measures)
+    check_shapes(measures=(asked, 'n', 's', 'k')), check_number('spread', spread)
+    asked = np.repeat(asked[:, :, None], check_count('m', m, 1, 10_000), 2)
     place = [x.ravel() for x in np.indices(asked.shape[:3])]  # sequence, segment, alternative
     moves = normal_rows(seed_for(seed, 'alternatives'), asked.shape[3], *place).reshape(asked.shape)
     moves *= np.linspace(0, spread, m)[:, None]

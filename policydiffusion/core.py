@@ -4,22 +4,19 @@
 
 # %% auto #0
 __all__ = ['ROOT', 'DATA', 'ARTIFACTS', 'FIGURES', 'SCALES', 'SEEDS', 'KINDS', 'NODE', 'STALE', 'EXPECTED', 'NUMBERS', 'is_root',
-           'project_root', 'brief', 'check_choice', 'check_count', 'check_number', 'check_array', 'fits',
+           'project_root', 'brief', 'check_choice', 'check_path', 'check_count', 'check_number', 'check_array', 'fits',
            'check_parameters', 'artifact_dir', 'is_running', 'remove_stale', 'flush', 'concerns', 'atomic_path',
            'save_tensors', 'Contents', 'reading', 'fits_field', 'from_header', 'load_tensors', 'provenance',
            'seed_everything', 'seed_for', 'philox', 'normal_rows', 'NonFiniteLoss', 'figure_style', 'save_fig',
            'progress']
 
 # %% ../nbs/00_start_here.ipynb #d96f59f8
-import ast, io, json, os, platform, random, re, tempfile, time
+import ast, errno, hashlib, json, math, os, platform, random, re, reprlib, tempfile, time
 from configparser import ConfigParser, Error as IniError
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-
-# %% ../nbs/00_start_here.ipynb #82ef4b6f
 import numpy as np
-import pandas as pd
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -30,7 +27,7 @@ def is_root(
     "Whether a folder holds the `settings.ini` of this project, not of another nbdev project."
     ini = ConfigParser(delimiters=['='], interpolation=None)
     try: ini.read(folder/'settings.ini', encoding='utf-8')
-    except (IniError, ValueError, OSError): return False
+    except (IniError, TypeError, ValueError, OSError): return False
     return ini.defaults().get('lib_name') == 'policydiffusion'
 
 # %% ../nbs/00_start_here.ipynb #3f0a91c6
@@ -38,7 +35,7 @@ def project_root(
     start: Path = None,  # folder to look upwards from; the working folder if None
 ) -> Path:  # the project's root folder
     "The nearest checkout at or above `start`, else the one this module lies in, else `start`."
-    start = Path(start or Path.cwd()).resolve()
+    start = (check_path(start) if start else Path.cwd()).resolve()
     own = Path(globals().get('__file__', start)).resolve().parents[:2]
     return next((p for p in (start, *start.parents, *own) if is_root(p)), start)
 
@@ -70,8 +67,13 @@ def check_choice(
         raise ValueError(f"{name} {brief(repr(value))} is unknown: expected one of {', '.join(map(str, choices))}")
     return value
 
-# %% ../nbs/00_start_here.ipynb #088d1214
-import hashlib, math, reprlib
+def check_path(
+    path: Path,  # the value given
+) -> Path:  # the same, as a path
+    "Refuse what cannot name a file or a folder."
+    named = isinstance(path, (str, os.PathLike)) and '\0' not in str(path)
+    if named and max(map(len, Path(path).parts), default=0) < 256: return Path(path)
+    raise TypeError(f"path is {brief(repr(path))}: expected the name of a file")
 
 # %% ../nbs/00_start_here.ipynb #57c9d2f2
 def check_count(
@@ -119,10 +121,9 @@ def check_array(
         raise ValueError(f"{name} holds values that are not finite: expected finite numbers only")
     return x
 
-# %% ../nbs/00_start_here.ipynb #5c8e1f94
+# %% ../nbs/00_start_here.ipynb #e2a96b3d
 KINDS = {bool: 'True or False', int: 'a whole number', float: 'a number', str: 'text'}
 
-# %% ../nbs/00_start_here.ipynb #e2a96b3d
 def fits(
     value,  # value given
     kind: type,  # bool, int, float or str
@@ -207,7 +208,7 @@ def atomic_path(
     path: Path,  # where the file shall finally be
 ):  # yields a temporary path beside it to write to
     "Write to the yielded path; it is renamed to `path` on success and removed on failure."
-    path, tmp = Path(path), None
+    path, tmp = check_path(path), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_stale(path.parent)
@@ -226,7 +227,6 @@ def atomic_path(
         if tmp: Path(tmp).unlink(missing_ok=True)
 
 # %% ../nbs/00_start_here.ipynb #5b1c07e2
-import errno, hashlib, math, re
 from dataclasses import MISSING, fields
 from numbers import Integral, Real
 from typing import get_args
@@ -259,8 +259,8 @@ def save_tensors(
     meta: dict,  # description, kept as JSON in the header; must hold 'kind'
 ) -> Path:  # the path written
     "Write named arrays, their description and a checksum of both to one safetensors file, atomically."
-    if not isinstance(path, (str, os.PathLike)): raise TypeError(f"path is {brief(repr(path))}: expected the name of a file")
-    tensors, meta = {k: np.ascontiguousarray(v) for k, v in tensors.items()}, json.loads(json.dumps(meta))
+    path, meta = check_path(path), json.loads(json.dumps(meta))
+    tensors = {k: np.ascontiguousarray(v) for k, v in tensors.items()}
     header = json.dumps({**meta, 'checksum': _tensor_checksum(tensors, meta)})
     try:
         with atomic_path(path) as tmp: save_file(tensors, tmp, metadata={'policydiffusion': header})
@@ -268,7 +268,7 @@ def save_tensors(
         size = sum(x.nbytes for x in tensors.values())/1e6
         raise OSError(_error_number(e), f"{brief(path, 300)} could not be written ({brief(e, 300)}): expected a folder that "
                       f"can be written to, with room for {size:.2f} MB of kind {brief(repr(meta.get('kind')))}") from e
-    return Path(path)
+    return path
 
 # %% ../nbs/00_start_here.ipynb #d05a91f8
 class Contents(dict):
@@ -349,8 +349,7 @@ def load_tensors(
     kind: str = None,  # expected meta['kind'], such as 'archive'; any if None
 ) -> tuple:  # dict of NumPy arrays, dict of the description
     "Read a file written by `save_tensors`; one clear sentence if it is missing, damaged, foreign or not finite."
-    if not isinstance(path, (str, os.PathLike)): raise TypeError(f"path is {brief(repr(path))}: expected the name of a file")
-    path, wanted = Path(path), f"one of kind {brief(kind or 'policydiffusion')}"
+    path, wanted = check_path(path), f"one of kind {brief(kind or 'policydiffusion')}"
     if not os.path.isfile(path): raise FileNotFoundError(f"{brief(path, 300)} does not exist: expected a file {wanted[4:]}")
     tensors, meta = _read_parts(path, wanted)
     if not isinstance(meta, dict): raise ValueError(f"{path} was not written by policydiffusion: its header holds no description")

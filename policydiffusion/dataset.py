@@ -15,8 +15,9 @@ from pathlib import Path
 # %% ../nbs/19_dataset.ipynb #41824c7c
 import numpy as np
 from .archive import Archive, check_task, synthetic_archive
-from .core import (DATA, artifact_dir, brief, check_array, check_count, from_header,
-                                  load_tensors, progress, reading, save_tensors)
+from .core import (DATA, artifact_dir, brief, check_array, check_count,
+                                  check_number, from_header, load_tensors, progress, reading,
+                                  save_tensors)
 from .policy import PolicySpec
 from .rollout import evaluate, trace, visited_observations
 from .tasks import get_task
@@ -157,6 +158,9 @@ def held_out(
     high: float = .6,  # upper edge; the paper holds out 0.2 to 0.6
 ) -> np.ndarray:  # (n,) True inside the region
     "Elites with every measure inside the held-out box (paper, appendix)."
+    check_number('low', low), check_number('high', high)
+    measures, _ = np.asarray(measures), check_array('measures', measures, finite=False)
+    if not measures.ndim: raise ValueError(f"measures is {measures}: expected (n, k)")
     return ((measures >= low) & (measures <= high)).all(-1)
 
 # %% ../nbs/19_dataset.ipynb #c1e2a002
@@ -166,7 +170,7 @@ def requests_between(
     seed: int,  # of the draw; fold a purpose into it, so that no judge meets a request of the training
 ) -> np.ndarray:  # (n, k) measures
     "Requests anywhere in the cells that an archive fills, each cell as often."
-    check_count('n', n)
+    check_count('n', n, 1, 10**8), check_count('seed', seed, 0)
     rng, dims = np.random.default_rng(seed), np.array(archive.dims)
     cells = rng.choice(np.unique(archive.cells()), n)
     corner = np.stack(np.unravel_index(cells, archive.dims), 1)

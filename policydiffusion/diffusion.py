@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 # %% ../nbs/30_diffusion_from_zero.ipynb #8a579006
-from .core import NonFiniteLoss, check_count, check_number, seed_for
+from .core import NonFiniteLoss, check_array, check_count, check_number, seed_for
 
 # %% ../nbs/30_diffusion_from_zero.ipynb #673b444f
 def swiss_roll(
@@ -25,7 +25,8 @@ def swiss_roll(
     generator: torch.Generator = None,  # source of randomness; torch's global one if None
 ) -> tuple:  # points (n, 2) of about unit variance; (along, across) of each, (n, 2) in [0, 1]
     "Points on a rolled-up ribbon, even in arc length, and where on the ribbon they lie."
-    place = torch.rand(check_count('n', n), 2, generator=generator)
+    check_count('n', n, 1, 10**8), check_number('width', width)
+    place = torch.rand(n, 2, generator=generator)
     angle = 1.5*math.pi*(1 + 8*place[:, 0]).sqrt()
     radius = angle + width*(place[:, 1] - .5)
     return radius[:, None]*torch.stack([angle.cos(), angle.sin()], 1)/7.5, place
@@ -38,6 +39,8 @@ class Schedule:
     abar: torch.Tensor  # (T,) share of the signal's power left after step t
 
     def __post_init__(self):
+        for name, x in (('betas', self.betas), ('abar', self.abar)):
+            if not isinstance(x, torch.Tensor): check_array(name, x)
         b, a = torch.as_tensor(self.betas), torch.as_tensor(self.abar)
         if b.is_meta: return  # a network that is only being measured holds no numbers
         if b.ndim != 1 or a.shape != b.shape or len(b) < 2:
@@ -71,6 +74,7 @@ def cosine_schedule(
 ) -> Schedule:  # betas and abar, (T,) each
     "Nichol and Dhariwal 2021, equation 17, with beta capped at 0.999."
     check_count('n_steps', n_steps, 2, of=' diffusion steps'); check_number('s', s, 0, 1)
+    check_count('n_steps', n_steps, 2, 10**6)
     time = torch.arange(n_steps + 1, dtype=torch.float64)/n_steps
     fall = ((time + s)/(1 + s)*math.pi/2).cos().square()
     betas = (1 - fall[1:]/fall[:-1]).clamp(max=.999)
@@ -332,7 +336,8 @@ def timesteps(
     last: int = None,  # where about to make the last call, 1 to T, if evenly spread ones would end higher
 ) -> list:  # n_steps falling step numbers, the first is T-1
     "Evenly spread steps from the last one down: 'trailing' spacing, Lin et al. 2024, table 2; or crowded towards clean data."
-    check_count('n_steps', n_steps, 1, check_count('n_train', n_train), ', the steps of the schedule')
+    most = check_count('n_train', n_train, 1, 10**6)
+    check_count('n_steps', n_steps, 1, most, ', the steps of the schedule')
     if last is not None: check_count('last', last, 1, n_train, ', or None')
     power = max(1, math.log(n_train/last)/math.log(n_steps)) if last and n_steps > 1 else 1
     return [round(n_train*((n_steps - i)/n_steps)**power) - 1 for i in range(n_steps)]

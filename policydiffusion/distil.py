@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from .autoencoder import Autoencoder, AutoencoderSettings
+from .autoencoder import Autoencoder, AutoencoderSettings, check_rows
 from .core import SCALES, brief, check_choice, load_tensors, reading, save_tensors
 from .diffusion import train_diffusion
 from .generator import Design, Generator, Sampling
+from .policy import check_policies
 
 # %% ../nbs/35_latent_diffusion.ipynb #7688c2bf
 @torch.no_grad()
@@ -26,13 +27,18 @@ def encode_policies(
     chunk: int = 256,  # policies at a time
 ) -> tuple:  # mean and s.d. of each policy's latent, (n, *latent_shape) each
     "What the diffusion learns to draw (paper, section 3.3)."
-    model.eval()
+    check_rows(model.eval(), params, normaliser, chunk)
     rows = torch.arange(len(params)).split(chunk)
     read = [model.encode(params[i], None if normaliser is None else normaliser[i]) for i in rows]
     mean, logvar = (torch.cat(x) for x in zip(*read))
     return mean, (logvar/2).exp()
 
 # %% ../nbs/35_latent_diffusion.ipynb #6db01044
+def _named(name: str, network: dict) -> dict:
+    "The arguments of a network, with its name."
+    if isinstance(network, dict): return {'name': name, **network}
+    raise ValueError(f"network is {brief(repr(network))}: expected arguments of a {name}, by name")
+
 def paper_design(
     model: Autoencoder,  # the trained autoencoder
     autoencoder: AutoencoderSettings,  # it was built with
@@ -42,7 +48,7 @@ def paper_design(
     "Graph hypernetwork and U-Net (paper, figure 1)."
     decoder = {'name': 'graph_hypernetwork'} | {k: getattr(autoencoder, k) for k in ('hidden', 'centring', 'shared_code')}
     return Design(n_measures, tuple(autoencoder.latent_shape), decoder,
-                  {'name': 'unet', **network}, own_normaliser=model.normaliser_decoder is not None)
+                  _named('unet', network), own_normaliser=model.normaliser_decoder is not None)
 
 # %% ../nbs/35_latent_diffusion.ipynb #aa8b384d
 @torch.no_grad()
@@ -53,7 +59,14 @@ def take_decoder(
     obs_std: np.ndarray,  # (obs,) shared normaliser's standard deviation
 ) -> None:
     "Give a generator the decoder and the normaliser; the encoder is not needed any more."
-    generator.decoder.network.load_state_dict(model.decoder.state_dict())
+    shapes = lambda network: {k: x.shape for k, x in network.state_dict().items()}
+    own, blank = model.normaliser_decoder is not None, np.zeros((1, generator.spec.n_params))
+    decoder = generator.decoder.network
+    if shapes(decoder) != shapes(model.decoder) or generator.design.own_normaliser != own:
+        raise ValueError("model has another decoder or normaliser than generator: "
+                         "expected the autoencoder that the generator's design names")
+    if not own: check_policies(generator.spec, blank, obs_mean, obs_std)
+    decoder.load_state_dict(model.decoder.state_dict())
     if generator.decoder.centring: generator.decoder.centre.copy_(model.centre); generator.decoder.scale.copy_(model.scale)
     if model.normaliser_decoder is not None: generator.normaliser.load_state_dict(model.normaliser_decoder.state_dict())
     else: generator.normaliser.mean.copy_(torch.as_tensor(obs_mean)); generator.normaliser.std.copy_(torch.as_tensor(obs_std))
@@ -179,7 +192,7 @@ def compact_design(
     network: dict,  # arguments of the residual network
 ) -> Design:
     "Low-rank decoder and residual network."
-    return Design(n_measures, tuple(autoencoder.latent_shape), {'name': 'low_rank', 'ranks': list(autoencoder.ranks)}, {'name': 'residual', **network})
+    return Design(n_measures, tuple(autoencoder.latent_shape), {'name': 'low_rank', 'ranks': list(autoencoder.ranks)}, _named('residual', network))
 
 # %% ../nbs/37_compact_diffusion.ipynb #dd96dfbc
 COMPACT_NETWORKS = {  # size to width, size of the summary of time and condition, and random waves of the residual network

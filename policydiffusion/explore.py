@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from .archive import Archive
-from .core import DATA, atomic_path, check_choice, progress
+from .core import DATA, atomic_path, check_choice, check_count, progress
 from .generator import Generator
 from .rollout import REWARD_CAP, film_strip, trace
 from .tasks import TASKS, draw_body, get_task, make_env
@@ -37,7 +37,7 @@ def is_planar(
     task: str,  # Brax task
 ) -> bool:  # whether the body can only move within a vertical plane
     "A body whose root is not a free joint is drawn from the side."
-    return make_env(task).env.sys.link_types[0] != 'f'
+    return make_env(get_task(task).name).env.sys.link_types[0] != 'f'
 
 def _aside(name: str, names: list) -> float:
     "How far a limb of a flat body is moved to its own side."
@@ -56,7 +56,7 @@ def body_parts(
     task: str,  # Brax task
 ) -> list:  # of dicts: shape, link, pos (3), quat w x y z, size (3), colour
     "The solids that a robot is made of, each in the frame of its link (m)."
-    env, planar, parts = make_env(task), is_planar(task), []
+    env, planar, parts = make_env(get_task(task).name), is_planar(task), []
     model, names = env.env.sys.mj_model, env.env.sys.link_names
     feet = dict(zip(env.task.feet, FOOT_COLOURS))
     for i in range(model.ngeom):
@@ -314,7 +314,7 @@ def body_box(
 ) -> tuple:  # (3,) low and (3,) high corner, m
     "The box that holds a body at rest."
     import mujoco
-    model = make_env(task).env.sys.mj_model
+    model = make_env(get_task(task).name).env.sys.mj_model
     data = mujoco.MjData(model)
     mujoco.mj_kinematics(model, data)
     solid = model.geom_bodyid > 0
@@ -546,10 +546,10 @@ def spread_requests(
 ) -> np.ndarray:  # (n, k) behaviours
     "Random points in filled cells, far from each other; the first one in the best elite's cell."
     from policydiffusion.search import spread_out
-    a, rng = archive.elites(), np.random.default_rng(seed)
+    a, rng = archive.elites(), np.random.default_rng(check_count('seed', seed, 0))
     cells = np.stack(np.unravel_index(a.cells(), a.dims), 1)
     points = (cells + rng.uniform(size=cells.shape))/a.dims
-    return points[spread_out(points, int(a.objective.argmax()), min(n, len(points)))]
+    return points[spread_out(points, int(a.objective.argmax()), n)]
 
 # %% ../nbs/01_demo.ipynb #a90ff833
 def record_robot(

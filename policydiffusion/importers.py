@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 import torch
 from pandas.compat.pickle_compat import Unpickler
-from .archive import Archive
-from .core import check_choice
+from .archive import Archive, check_grid, check_name
+from .core import brief, check_array, check_choice
 from .policy import PolicySpec, pack, unpack
 from .tasks import TASKS
 
@@ -47,6 +47,7 @@ LAYOUTS = {'in_out': _from_in_out, 'torch': _from_torch, 'flax': _from_flax}
 
 def _numbers(x, name):
     "Real numbers of an array, in single precision."
+    check_array(name, x, finite=False)
     x = np.asarray(x)
     if x.dtype.kind not in 'fiu':
         raise ValueError(f"{name} holds values of type {x.dtype}: expected real numbers")
@@ -115,7 +116,7 @@ def check_body(
     spec: PolicySpec,  # shape of its networks
 ) -> None:
     "Refuse one of our tasks' names for a body with other observations or actions."
-    ours = TASKS.get(task)
+    ours = TASKS.get(check_name('task', task))
     if ours and (spec.obs_size, spec.act_size) != (ours.obs_size, ours.act_size):
         raise ValueError(f"sizes tell {spec.obs_size} observations and {spec.act_size} actions: "
                          f"expected {ours.obs_size} and {ours.act_size} for {task}; "
@@ -148,10 +149,14 @@ def import_arrays(
 ) -> Archive:  # its meta['imported'] says what it may be used for
     "An archive to distil, compress, compare in actions; rolled out only if `task` is one of ours."
     spec = foreign_spec(sizes, activation, squash, obs_clip)
-    check_body(task, spec)
+    check_body(task, spec), check_grid(dims, horizon, reward_offset)
     measures = _numbers(measures, 'measures')
-    if measures.ndim != 2: raise ValueError(f"measures has shape {measures.shape}: expected (n, k)")
+    if measures.ndim != 2 or not measures.size:
+        raise ValueError(f"measures has shape {measures.shape}: expected (n, k)")
+    if not isinstance(order, (tuple, list, type(None))):
+        raise ValueError(f"order is {brief(repr(order))}: expected numbers of measures, or None")
     order = None if order is None else tuple(order)
+    if ranges is not None: check_array('ranges', ranges)
     ranges = None if ranges is None else np.asarray(ranges, float).tolist()
     about = dict(source=source, ranges=ranges, order=order, use=USES[task in TASKS],
                  unknown=['length']*(length is None) + ['measures']*(order == ()))

@@ -14,10 +14,10 @@ import pandas as pd
 import torch
 from torch import nn
 from .behaviour import CompactSettings
-from .core import check_choice, check_count, seed_for
+from .core import brief, check_array, check_choice, check_count, seed_for
 from .distil import compact_design
 from .generator import CONDITIONERS, Design, check_request, in_words
-from .policy import PolicySpec
+from .policy import PolicySpec, check_shapes
 from .rollout import evaluate
 from .tasks import make_env
 from .text import TextClassifier, check_texts
@@ -121,8 +121,13 @@ def draw_conditions(
     seed: int = 0,  # of the draw
 ) -> tuple:  # (m,) rows of `true`, and (m, p) float32 with ones where something is asked for
     "Sets of one to three predicates that hold together."
+    check_shapes(true=(check_array('true', true), 'n', 'p')), check_count('each', each, 1, 10**6)
+    true, p = np.asarray(true, bool), np.shape(true)[1]
+    if not isinstance(banned, (tuple, list, set)) or any(np.shape(pair) != (2,) for pair in banned):
+        raise ValueError(f"banned is {brief(repr(banned))}: expected pairs of predicates")
+    for i in (i for pair in banned for i in pair): check_count('banned', i, 0, p - 1)
     rng = np.random.default_rng(seed_for(seed, 'wishes'))
-    rows = np.repeat(np.arange(len(true)), check_count('each', each))
+    rows = np.repeat(np.arange(len(true)), each)
     order = np.where(true[rows], rng.random((len(rows), true.shape[1])), np.inf)  # true ones in random order, first
     size = np.minimum(rng.choice([1, 2, 3], len(rows), p=[.35, .4, .25]), true[rows].sum(1))
     condition = (order.argsort(1).argsort(1) < size[:, None]).astype(np.float32)

@@ -13,15 +13,17 @@ from pathlib import Path
 # %% ../nbs/40_metrics.ipynb #8fda4278
 import numpy as np
 import torch
-from safetensors import safe_open
 from scipy.stats import multivariate_normal
 from scipy.stats.qmc import MultivariateNormalQMC
 from sklearn.neighbors import NearestNeighbors
 
 # %% ../nbs/40_metrics.ipynb #76a05562
-from .archive import Archive, alive, alive_coverage, coverage, synthetic_archive, qd_score, to_half
-from .core import ARTIFACTS, DATA, SCALES, check_choice, check_count, seed_for
-from .policy import act_torch
+from .archive import (Archive, alive, alive_coverage, check_name, coverage,
+                                     synthetic_archive, qd_score, to_half)
+from .core import (ARTIFACTS, DATA, SCALES, check_array, check_choice, check_count,
+                                  check_number, check_path, load_tensors, seed_for)
+from .generator import check_request
+from .policy import act_torch, check_shapes
 from .tasks import get_task
 
 # %% ../nbs/40_metrics.ipynb #a41ef960
@@ -66,7 +68,8 @@ def js_divergence(
     n_draws: int = 2**15,  # from each Gaussian, a power of two
 ) -> float:  # bits, from 0 (same) to 1 (apart)
     "Jensen-Shannon divergence of Gaussians fitted to two sets, by quasi-Monte Carlo with a fixed seed."
-    check_count('n_draws', n_draws)
+    check_count('n_draws', n_draws, 1, 2**24)
+    check_shapes(x=(check_array('x', x), 'n', 'k'), y=(check_array('y', y), 'm', 'k'))
     p, q = (fit_gaussian(np.asarray(z, np.float64)) for z in (x, y))
 
     def kl_from_mixture(a, b):
@@ -81,6 +84,8 @@ def nearest_distance(
     others: np.ndarray = None,  # (m, d) where to look; the other rows of `x` if None
 ) -> np.ndarray:  # (n,) Euclidean distance to the nearest
     "How far each point is from its nearest neighbour."
+    known = check_array('others', x if others is None else others)
+    check_shapes(x=(check_array('x', x), 'n', 'd'), others=(known, 'm', 'd'))
     search = NearestNeighbors(n_neighbors=1, algorithm='brute').fit(x if others is None else others)
     return search.kneighbors(None if others is None else x)[0][:, 0]
 
@@ -92,7 +97,7 @@ def typical_observations(
 ) -> np.ndarray:  # (n, obs)
     "Observations with the mean and standard deviation of those that the archive's policies saw."
     mean, std = (x.reshape(-1, a.spec.obs_size).mean(0) for x in (a.obs_mean, a.obs_std))
-    return (mean + std*np.random.default_rng(seed_for(seed, 'observations')).normal(size=(check_count('n', n), a.spec.obs_size))).astype(np.float32)
+    return (mean + std*np.random.default_rng(seed_for(seed, 'observations')).normal(size=(check_count('n', n, 1, 10**7), a.spec.obs_size))).astype(np.float32)
 
 # %% ../nbs/40_metrics.ipynb #8abf130c
 def actions(
@@ -100,6 +105,7 @@ def actions(
     obs: np.ndarray,  # (b, obs) observations, the same for all
 ) -> np.ndarray:  # (n, b*act) actions, clipped to +-1 as in the simulator
     "What each policy does when it sees these observations."
+    check_shapes(obs=(check_array('obs', obs), 'b', a.spec.obs_size))
     params, mean, std, obs = map(torch.as_tensor, (a.params, a.obs_mean, a.obs_std, np.asarray(obs, np.float32)))
     with torch.no_grad(): act = act_torch(a.spec, params, mean, std, obs.expand(len(a), *obs.shape))
     return act.clamp(-1, 1).flatten(1).numpy()
@@ -160,6 +166,7 @@ def compression(
     archive_normaliser: int = 0,  # normaliser numbers in the archive, all policies together
 ) -> dict:  # compression, compression_paper_rule
     "How many parameters of the archive one parameter of the generator stands for."
+    for name, x in dict(locals()).items(): check_number(name, x, 0)
     weights = n_policies*policy_params
     everything = denoiser + decoder + condition + normaliser
     return dict(compression=ratio(weights + archive_normaliser, everything), compression_paper_rule=ratio(weights, denoiser + decoder))
@@ -170,8 +177,7 @@ def main_precision(
 ) -> str:  # such as F16
     "The number format that takes up most of a file."
     sizes = Counter()
-    with safe_open(path, framework='numpy') as f:
-        for name in f.keys(): sizes[f.get_slice(name).get_dtype()] += int(np.prod(f.get_slice(name).get_shape()))
+    for x in load_tensors(path)[0].values(): sizes[x.dtype.kind.upper() + str(8*x.itemsize)] += x.size
     return max(sizes, key=sizes.get)
 
 # %% ../nbs/40_metrics.ipynb #50273499
@@ -180,7 +186,7 @@ def compression_bytes(
     generator: Path,  # the generator's file
 ) -> float:  # bytes of the one over bytes of the other
     "Compression as the disk sees it, both files at the same precision."
-    a, g = Path(archive), Path(generator)
+    a, g = check_path(archive), check_path(generator)
     if main_precision(a) != main_precision(g):
         raise ValueError(f"{g} holds mostly {main_precision(g)} numbers: expected {main_precision(a)}, as in {a}")
     return ratio(a.stat().st_size, g.stat().st_size)
@@ -191,7 +197,7 @@ def archive_path(
     task: str,  # Brax task
 ) -> Path:  # where the archive lies that this scale distils
     "Shipped with the project for laptop, made by a search for paper; for smoke the small one that was set aside above."
-    own = ARTIFACTS/scale/task
+    own = ARTIFACTS/check_choice('scale', scale, SCALES)/check_name('task', task)
     return {'smoke': own/'original.safetensors', 'laptop': DATA/'archives'/f'{task}.safetensors', 'night': own/'archive.safetensors', 'paper': own/'archive.safetensors'}[scale]
 
 # %% ../nbs/40_metrics.ipynb #da6be13e
@@ -207,6 +213,7 @@ def synthetic_run(
     def again(rng, scatter, keeps):
         measures = np.clip(original.measures + scatter*rng.normal(size=original.measures.shape), 0, 1)
         return replace(original, measures=measures, objective=keeps*original.objective + 50*rng.normal(size=len(original)))
+    check_name('method', method), check_count('seed', seed, 0)
     rng = np.random.default_rng([seed, *method.encode()])
     generated = again(rng, rng.uniform(.01, .06), rng.uniform(.8, 1))
     params = to_half(generated.params + .02*rng.normal(size=generated.params.shape))
@@ -220,9 +227,9 @@ def load_run(
     seed: int,  # seed of the run
 ) -> tuple:  # original, reference, generated
     "The three archives of a run; at smoke scale invented ones if any is missing."
-    check_choice('scale', scale, SCALES)
-    folder = ARTIFACTS/scale/task
-    paths = archive_path(scale, task), folder/'reference.safetensors', folder/f'{method}-{seed}'/'generated.safetensors'
+    shipped, folder = archive_path(scale, task), ARTIFACTS/scale/task
+    run = f"{check_name('method', method)}-{check_count('seed', seed, 0)}"
+    paths = shipped, folder/'reference.safetensors', folder/run/'generated.safetensors'
     if scale == 'smoke' and not all(p.is_file() for p in paths): return synthetic_run(task, method, seed)
     return tuple(Archive.load(p, task) for p in paths)
 
@@ -233,6 +240,7 @@ def between_metrics(
     looked_up: Archive,  # row i is the elite nearest to request i, evaluated alike
 ) -> dict:  # metric name to number
     "Error, reward and survival of answers to new requests, beside those of the nearest elites."
+    for a in (answered, looked_up): check_shapes(asked=(check_array('asked', asked), *a.measures.shape))
     miss = lambda a: float(np.linalg.norm(a.measures - asked, axis=1).mean())
     lasting = lambda a: float(alive(a).mean())
     return dict(mem_between=miss(answered), mem_between_lookup=miss(looked_up),
@@ -245,14 +253,15 @@ def look_up(
     asked: np.ndarray,  # (m, k) requests
 ) -> Archive:  # row i is the elite nearest to request i
     "The look-up that every generator has to beat."
+    check_request(asked, None, len(archive.dims), 1)
     near = NearestNeighbors(n_neighbors=1).fit(archive.measures).kneighbors(asked, return_distance=False)
     return archive.select(near[:, 0])
 
 # %% ../nbs/58_tables.ipynb #f2f80fc3
 from pathlib import Path
 import pandas as pd
-from .core import FIGURES, ROOT, atomic_path
-from .results import made_by, read_results
+from .core import FIGURES, ROOT, atomic_path, check_path, reading
+from .results import made_by, read_table
 from .tasks import TASKS
 
 # %% ../nbs/58_tables.ipynb #8aef0690
@@ -381,7 +390,7 @@ def step_minutes(
     path: Path = FIGURES/'minutes.csv',  # notebook and minutes, as `collect_minutes` leaves them
 ) -> dict:  # notebook to minutes
     "Minutes of each step of the main job on the machine that made the results; empty if unknown."
-    return dict(pd.read_csv(path).values) if Path(path).exists() else {}
+    return dict(read_table(path, ['notebook', 'minutes']).values) if check_path(path).exists() else {}
 
 # %% ../nbs/58_tables.ipynb #3923cd31
 def collect_minutes(
@@ -389,7 +398,7 @@ def collect_minutes(
     path: Path = FIGURES/'minutes.csv',  # where to note them
 ) -> Path:  # the file written
     "Mean minutes of each step, from the times that the workflow notes; others keep their old ones."
-    files = [f for f in sorted(Path(artifacts).glob('**/times/*.tsv')) if f.stat().st_size]
+    files = [f for f in sorted(check_path(artifacts).glob('**/times/*.tsv')) if f.stat().st_size]
     times = [(f.stem, pd.read_csv(f, sep='\t').s.mean()/60) for f in files]
     new = pd.DataFrame(times, columns=['notebook', 'minutes']).groupby('notebook').minutes.mean()
     new = new.dropna().to_dict()  # a killed step leaves an empty file, or a line without a time
@@ -474,7 +483,8 @@ def write_between(
     block: str,  # what shall stand between them
 ) -> Path:  # the file written
     "Put a text between the markers; the rest of the file stays as it is."
-    text, (begin, end) = Path(path).read_text(encoding='utf-8'), MARKERS
+    if not check_path(path).is_file(): raise FileNotFoundError(f"{path} does not exist: expected a page")
+    with reading(path, 'page'): text, (begin, end) = Path(path).read_text(encoding='utf-8'), MARKERS
     if text.count(begin) != 1 or text.count(end) != 1:
         raise ValueError(f"{path} has no single pair of markers: expected {begin} and {end} once each")
     head, rest = text.split(begin)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ACTIVATIONS', 'OBS_CLIP', 'JAX_ACTIVATIONS', 'TORCH_ACTIVATIONS', 'check_spec', 'PolicySpec', 'unpack', 'pack',
-           'clip_obs', 'act_jax', 'act_torch', 'check_policies', 'from_torch', 'from_flax', 'init_params']
+           'clip_obs', 'act_jax', 'check_shapes', 'act_torch', 'check_policies', 'from_torch', 'from_flax',
+           'init_params']
 
 # %% ../nbs/10_policies.ipynb #5a4bb407
 from dataclasses import asdict, dataclass, fields
@@ -44,6 +45,8 @@ class PolicySpec:
     obs_clip: float | None = 10.  # largest size of a normalised observation; None if not clipped
 
     def __post_init__(self):
+        if not isinstance(self.hidden, (tuple, list)):
+            raise ValueError(f"hidden is {self.hidden!r}: expected widths of the hidden layers")
         object.__setattr__(self, 'hidden', tuple(self.hidden))
         if isinstance(self.activation, list): object.__setattr__(self, 'activation', tuple(self.activation))  # from a file
         check_spec(self)
@@ -135,6 +138,29 @@ def act_jax(
     for name, (V, c) in zip(spec.activations, hidden): h = JAX_ACTIVATIONS[name](h @ V + c)
     return jnp.tanh(h @ W + b) if spec.squash else h @ W + b
 
+# %% ../nbs/10_policies.ipynb #7c05d1ab
+from .core import brief
+
+def check_shapes(
+    **arrays,  # name to an array and its sides: lengths, names of lengths, or first ... for any
+) -> dict:  # name of a side to its length
+    "Refuse arrays that are empty, not floating point or do not fit together; values may be any."
+    known, (first, (like, *_)) = {}, next(iter(arrays.items()))
+    for name, (x, *sides) in arrays.items():
+        said = ', '.join('...' if s is ... else str(known.get(s, s)) for s in sides)
+        if not hasattr(x, 'shape') or not hasattr(x, 'dtype'):
+            raise ValueError(f"{name} is {brief(repr(x))}: expected an array of shape ({said})")
+        wanted = [s for s in sides if s is not ...]
+        own = x.shape[max(0, len(x.shape) - len(wanted)):] if ... in sides else x.shape
+        fits = [known.setdefault(s, n) == n > 0 if isinstance(s, str) else s == n
+                for s, n in zip(wanted, own)]
+        if len(own) != len(wanted) or not all(fits):
+            raise ValueError(f"{name} has shape {tuple(x.shape)}: expected ({said}), none 0")
+        if 'float' not in str(x.dtype) or x.dtype != like.dtype:
+            raise ValueError(f"{name} holds values of type {x.dtype}: expected floating point "
+                             f"numbers of one precision, as in {first}")
+    return known
+
 # %% ../nbs/10_policies.ipynb #5f293996
 def act_torch(
     spec: PolicySpec,  # the layout
@@ -144,6 +170,8 @@ def act_torch(
     obs: torch.Tensor,  # (n, b, obs) raw observations, b for each policy
 ) -> torch.Tensor:  # (n, b, act) mean actions, not yet clipped to +-1
     "n policies act on b observations each."
+    check_shapes(params=(params, 'n', spec.n_params), obs=(obs, 'n', 'b', spec.obs_size),
+                 obs_mean=(obs_mean, ..., spec.obs_size), obs_std=(obs_std, ..., spec.obs_size))
     mean, std = (x if x.ndim == 1 else x[:, None] for x in (obs_mean, obs_std))
     h = clip_obs(spec, (obs - mean)/std)
     *hidden, (W, b) = unpack(spec, params)

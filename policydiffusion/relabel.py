@@ -17,6 +17,7 @@ from sklearn.gaussian_process.kernels import Matern
 from .archive import Archive
 from .behaviour import CompactAutoencoder
 from .core import SCALES, check_choice, check_count, check_number, progress, seed_for
+from .policy import check_shapes
 from .rollout import Evaluation, evaluate
 
 # %% ../nbs/36_relabelling.ipynb #19b5812e
@@ -29,6 +30,7 @@ def propose(
     seed: int = 0,  # of noise and partners
 ) -> torch.Tensor:  # (copies*n, d)
     "Latents worth trying: codes, noisy codes, and points between neighbours in behaviour."
+    check_shapes(codes=(codes, 'n', 'd'), sigma=(sigma, 'd'), measures=(measures, 'n', 'k'))
     check_count('copies', copies); check_number('spread', spread, 0)
     g, n = torch.Generator().manual_seed(seed_for(seed, 'propose')), len(codes)
     near = torch.cdist(measures, measures).fill_diagonal_(torch.inf).topk(min(6, n - 1), largest=False).indices

@@ -14,13 +14,14 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from .archive import to_half
-from .core import (SCALES, brief, check_choice, from_header, load_tensors, reading,
+from .core import (SCALES, brief, check_array, check_choice, check_count,
+                                  check_number, from_header, load_tensors, reading,
                                   save_tensors, seed_for)
 from .emitters import (PAPER_ARBORESCENCE, XNES, Arborescence, Latent,
                                       PolicyGradientEmitter, Walker, branch, follow, iso_line,
                                       jacobian, latent_step, policy_gradient_round,
                                       principal_components, soft_improvement, xnes_update)
-from .policy import PolicySpec
+from .policy import PolicySpec, check_shapes
 from .pool import Pool, cell_of, empty_pool, insert, parent_weights, try_candidates
 from .ppo import Ancestor, PPOSettings, Stage, WarmStart, check_ancestor, revision
 from .rollout import evaluate
@@ -392,7 +393,8 @@ def discount(
     seconds: float,  # how far ahead it looks
 ) -> float:  # discount per step
     "The discount that weighs a reward by 1/e so many seconds from now, however long a step is."
-    return float(np.exp(-make_env(task).env.dt/seconds))
+    check_number('seconds', seconds, 1e-6)
+    return float(np.exp(-make_env(get_task(task).name).env.dt/seconds))
 
 # %% ../nbs/17_search.ipynb #8a35e7cd
 NIGHT_STAGES = {  # task: of each stage million steps, horizon (s), learning rate at its start and end, pay for living
@@ -407,6 +409,7 @@ def night_scale(
     task: str,  # Brax task
 ) -> Scale:  # settings of a night on two cores
     "An ancestor trained until it gains no more, and hours of search on the paper's grid."
+    get_task(task)
     stages = tuple(Stage(int(1e6*steps), discount(task, s), lr, last_lr, alive)
                    for steps, s, lr, last_lr, alive in NIGHT_STAGES.get(task, NIGHT_STAGES['walker2d']))
     total = sum(stage.steps for stage in stages)
@@ -456,8 +459,10 @@ def spread_out(
     n: int,  # how many to choose
 ) -> list:  # n indices
     "Farthest-point choice: each next one is farthest from all before it."
-    chosen = [first]
-    while len(chosen) < min(n, len(measures)):
+    check_shapes(measures=(check_array('measures', measures), 'n', 'k'))
+    measures = np.asarray(measures)
+    chosen = [check_count('first', first, 0, len(measures) - 1)]
+    while len(chosen) < min(check_count('n', n), len(measures)):
         distance = np.linalg.norm(measures[:, None] - measures[chosen], axis=-1).min(1)
         chosen.append(int(distance.argmax()))
     return chosen

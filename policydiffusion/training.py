@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from .autoencoder import (Autoencoder, AutoencoderSettings, _adam_slot, _fill,
                                          weight_loss)
-from .core import (NonFiniteLoss, brief, fits_field, load_tensors, reading,
-                                  save_tensors)
+from .core import (NonFiniteLoss, brief, check_count, fits_field, load_tensors,
+                                  reading, save_tensors)
 
 # %% ../nbs/22_train_autoencoder.ipynb #aa2c6d84
 def generator_at(
@@ -58,6 +58,9 @@ def start_training(
     seed: int,  # seeds order and noise
 ) -> TrainingState:
     "A run at step 0."
+    if not isinstance(data, dict) or not hasattr(data.get('params'), 'shape'):
+        raise ValueError(f"data is {brief(repr(data))}: expected tensors by name, with 'params'")
+    check_count('seed', seed, 0)
     if len(data['params']) < 2: raise ValueError(f"data holds {len(data['params'])} policies: expected at least 2 to train on")
     return TrainingState(model, data, settings, seed, torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True))
 

@@ -6,19 +6,29 @@ import pytest
 import torch
 
 from policydiffusion import compose, rollout
-from policydiffusion.archive import Archive, synthetic_archive
-from policydiffusion.baselines import CodeBook, StoredElites, fit
-from policydiffusion.core import DATA, check_array, check_count, check_number
-from policydiffusion.dataset import reevaluate
+from policydiffusion.archive import Archive, check_name, project, synthetic_archive, to_bytes
+from policydiffusion.autoencoder import (AutoencoderSettings, build_autoencoder, reconstruct,
+                                         standardisation, toy_archive, unexplained_variance)
+from policydiffusion.baselines import CodeBook, StoredElites, fit, quantise
+from policydiffusion.behaviour import compact_settings, with_neighbours
+from policydiffusion.core import (DATA, check_array, check_count, check_number, check_path,
+                                  load_tensors, project_root, read_results, save_tensors)
+from policydiffusion.dataset import held_out, reevaluate, requests_between
 from policydiffusion.diffusion import (Schedule, ToyDenoiser, cosine_schedule, drop_condition, sample, swiss_roll, timesteps,
                                        train_diffusion)
 from policydiffusion.generator import Generator, check_request
 from policydiffusion.relabel import propose
 from policydiffusion.language import watch, draw_conditions
 from policydiffusion.archive import best_of_cvt
-from policydiffusion.metrics import js_divergence, typical_observations
+from policydiffusion.distil import encode_policies, paper_design, take_decoder
+from policydiffusion.metrics import (actions, archive_path, compression, compression_bytes,
+                                     js_divergence, load_run, look_up, nearest_distance,
+                                     step_minutes, typical_observations, write_between)
+from policydiffusion.policy import PolicySpec, act_torch, check_shapes
 from policydiffusion.rollout import evaluate, trace, visited_observations
+from policydiffusion.search import discount, spread_out
 from policydiffusion.tasks import get_task
+from policydiffusion.training import start_training
 
 SPEC = get_task('walker2d').spec()
 ROWS, ZERO, ONE = np.zeros((2, SPEC.n_params), np.float32), np.zeros(17, np.float32), np.ones(17, np.float32)
@@ -146,6 +156,92 @@ def test_a_schedule_fades(change):
     s = cosine_schedule(10)
     refusal(Schedule, *change(s.betas, s.abar))
     assert Schedule(s.betas, s.abar).n_steps == 10
+
+
+# ---- arrays whose sides must fit together
+
+SMALL = PolicySpec(4, 2, (3,))
+ROW = toy_archive(SMALL, 6)
+TINY = AutoencoderSettings((2, 4, 4), (4,), 4, 2)
+AE = build_autoencoder(SMALL, TINY, *standardisation(ROW))
+OBS, NORM = torch.zeros(6, 2, 4), (torch.zeros(4), torch.ones(4))
+POINTS = np.random.default_rng(0).uniform(size=(6, 2)).astype(np.float32)
+SIDES = {  # from one array to a call; each takes the one that stands beside it
+    'act_torch params': (ROW, lambda x: act_torch(SMALL, x, *NORM, OBS)),
+    'act_torch obs': (OBS, lambda x: act_torch(SMALL, ROW, *NORM, x)),
+    'standardisation params': (ROW, standardisation),
+    'build_autoencoder centre': (ROW[0], lambda x: build_autoencoder(SMALL, TINY, x, ROW[0])),
+    'reconstruct params': (ROW, lambda x: reconstruct(AE, x)),
+    'encode_policies params': (ROW, lambda x: encode_policies(AE, x)),
+    'unexplained_variance decoded': (ROW, lambda x: unexplained_variance(SMALL, ROW, x)),
+    'with_neighbours obs': (OBS, lambda x: with_neighbours(x, torch.from_numpy(POINTS))),
+    'propose codes': (X, lambda x: propose(x, torch.ones(2), torch.rand(4, 2), 2)),
+    'best_of_cvt measures': (POINTS, lambda x: best_of_cvt(x, POINTS[:, 0], 2)),
+    'nearest_distance x': (POINTS, lambda x: nearest_distance(x, POINTS)),
+    'js_divergence x': (POINTS, lambda x: js_divergence(x, POINTS, 64)),
+    'actions obs': (POINTS[:, [0]*4], lambda x: actions(TOY, x)),
+    'alternatives measures': (POINTS[None], lambda x: compose.alternatives(x, 2)),
+    'spread_out measures': (POINTS, lambda x: spread_out(x, 0, 2)),
+    'quantise params': (POINTS, quantise)}
+
+
+@pytest.mark.parametrize('what', SIDES)
+def test_arrays_that_do_not_fit_are_refused(what):
+    (sound, call), name = SIDES[what], what.split()[1]
+    call(sound)
+    for bad in (sound[:0], sound[None], None, 'words'):
+        assert refusal(call, bad).startswith(f'{name} h') or f'{name} is' in refusal(call, bad)
+    if isinstance(sound, torch.Tensor):
+        assert 'holds values of type' in refusal(call, sound.long())
+        if call is not standardisation: assert 'of one precision' in refusal(call, sound.double())
+
+
+def test_sides_are_held_against_each_other():
+    x, d = POINTS, POINTS.astype(float)
+    assert check_shapes(a=(x, 'n', 'k'), b=(x[:, 0], 'n'), c=(x[None], ..., 2)) == {'n': 6, 'k': 2}
+    assert 'a has shape (6, 2): expected (n, 3)' in refusal(check_shapes, a=(x, 'n', 3))
+    assert 'a has shape (2,): expected (..., n, 2)' in refusal(check_shapes, a=(x[0], ..., 'n', 2))
+    assert 'a is [[1.0]]: expected an array of' in refusal(check_shapes, a=([[1.]], 'n', 'k'))
+    said = refusal(check_shapes, a=(x, 'n', 'k'), b=(x[1:], 'n', 'k'))
+    assert 'b has shape (5, 2): expected (6, 2)' in said
+    assert 'of one precision, as in a' in refusal(check_shapes, a=(x, 'n', 2), b=(d, 'n', 2))
+
+
+OTHER = build_autoencoder(SMALL, AutoencoderSettings((2, 4, 4), (4,), 4, 3), ROW[0], ROW[0])
+REFUSED = {
+    'keep is 2: expected between 0 and 1': lambda: project(TOY, (0, 2)),
+    'keep is 1': lambda: project(TOY, 1),
+    'params has shape (2,)': lambda: to_bytes([1., 2.]),
+    'low is nan': lambda: held_out(POINTS, low=np.nan),
+    'seed is -1': lambda: requests_between(TOY, 3, -1),
+    'seconds is 0': lambda: discount('ant', 0),
+    'decoder is nan': lambda: compression(1, 2, 3, np.nan),
+    'expected shares in [0, 1]': lambda: look_up(TOY, POINTS + 1),
+    'network is None': lambda: paper_design(AE, TINY, 2, None),
+    'model has another decoder': lambda: take_decoder(G, OTHER, *NORM),
+    'hidden is 3': lambda: PolicySpec(4, 2, 3),
+    'steps is 3': lambda: compose.check_steps(3),
+    'data is {}': lambda: start_training(AE, {}, TINY, 0),
+    'seed is -2': lambda: start_training(AE, {'params': ROW}, TINY, -2)}
+
+
+@pytest.mark.parametrize('says', REFUSED)
+def test_other_values_that_no_function_can_use(says): assert says in refusal(REFUSED[says])
+
+
+@pytest.mark.parametrize('bad', [5, None, '', 'a/b', '..', ['ant'], 'x'*3000])
+def test_names_are_names(bad):
+    for call in (lambda x: check_name('task', x), lambda x: compact_settings('laptop', task=x),
+                 lambda x: archive_path('laptop', x), lambda x: load_run('smoke', 'ant', x, 0)):
+        assert 'expected a name of letters, digits and _' in refusal(call, bad)
+
+
+@pytest.mark.parametrize('bad', [5, ['x'], b'bytes', 'a\0b', 'x'*300])
+def test_paths_are_paths(bad):
+    for call in (check_path, load_tensors, project_root, read_results, step_minutes,
+                 lambda x: write_between(x, ''), lambda x: compression_bytes(x, x),
+                 lambda x: save_tensors(x, {}, {'kind': 'x'})):
+        with pytest.raises(TypeError, match='^path is .*: expected the name of a file$'): call(bad)
 
 
 # ---- measures

@@ -83,7 +83,7 @@ def test_a_step_reports_contact_when_any_substep_touched():
     "Drop walker2d: it lands when free fall says so, and the step in which it lands has contact."
     env = make_env('walker2d')
     q = jnp.asarray(env.env.sys.init_q).at[1].add(.04)
-    state = env.reset(jax.random.key(0))
+    state = jax.jit(env.reset)(jax.random.key(0))
     state = state.replace(pipeline_state=env.env.pipeline_init(q, jnp.zeros(9)))
     def step(state, _):
         state, m = env.step(state, jnp.zeros(6))
@@ -99,7 +99,7 @@ def test_a_step_reports_contact_when_any_substep_touched():
 
 def test_hopper_leans_forward():
     env = make_env('hopper')
-    state = env.reset(jax.random.key(0))
+    state = jax.jit(env.reset)(jax.random.key(0))
     leans = []
     for angle in (-.3, -.1, 0., .1):
         ps = state.pipeline_state.replace(q=state.pipeline_state.q.at[2].set(angle))

