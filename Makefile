@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 figures_goal = all
-GOALS = help install demo explorer figures archive paper-full seeds baselines ablations steering minutes test in-step notebooks units
+GOALS = help install demo explorer figures archive paper-full seeds baselines many-policies ablations steering minutes test in-step notebooks units
 SETTINGS = TASKS SCALE CORES PYTHON
 .PHONY: $(GOALS)
 
@@ -30,6 +30,7 @@ help:
 	@echo 'make paper-full  the same models at the size of the paper, trained as long (351,000 steps): many hours on two cores, or a GPU, for a row of the tables'
 	@echo 'make baselines what simpler methods do with as many numbers: an hour more for their rows of the tables'
 	@echo 'make seeds     further seeds, for the standard deviations of the tables: half an hour more'
+	@echo 'make many-policies  damaged robots, half requests, the best of n draws: an hour more, with four seeds'
 	@echo 'make steering  teach words, and count how many prompts are obeyed; sequences with a second seed: a quarter of an hour more'
 	@echo 'make ablations one hyper-parameter at a time, two seeds each: an hour more'
 	@echo 'make minutes   note how long steps took on this computer and how many policies it made in a second: only worth it if it had nothing else to do'
@@ -59,12 +60,13 @@ figures: $(STAMP)
 
 paper-full: figures_goal = paper_full
 baselines: figures_goal = with_baselines
+many-policies: figures_goal = with_many_policies
 ablations: figures_goal = with_ablations
 steering: figures_goal = with_steering
 seeds: figures_goal = more_seeds
 archive: figures_goal = $(TASKS:%=artifacts/$(SCALE)/%/archive.safetensors)
 minutes: figures_goal = minutes
-paper-full seeds baselines ablations steering minutes archive: figures
+paper-full seeds baselines many-policies ablations steering minutes archive: figures
 
 test: in-step notebooks units
 

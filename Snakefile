@@ -11,7 +11,7 @@ RUNS = {  # the seeds of every method that the main job trains at each scale
     'paper': {'compact': SEEDS, 'paper': SEEDS}}
 EVERY_SEED = {'compact': SEEDS, 'paper': SEEDS[:2]}  # of the tables
 STUDIES = 'kl', 'hidden', 'centring', 'code', 'actions', 'loss', 'length', 'average', 'condition', 'latent', 'behaviour', 'guidance', 'steps'  # of chapter 47
-MINUTES = {'dataset': 1, 'autoencoder': 3.5, 'diffusion': 3, 'behaviour': .6, 'relabel': 1, 'compact_diffusion': 4, 'metrics': 1.2, '53_fig4_epochs': 1, 'baselines': 20, 'held_out': 15, 'ablation': 5, 'reproduction': 5, 'language': 8, 'sequences': 1.5, 'combine': 1, '52_fig3_prompts': .5}  # at laptop scale on 2 cores; .5 for the others
+MINUTES = {'dataset': 1, 'autoencoder': 3.5, 'diffusion': 3, 'behaviour': .6, 'relabel': 1, 'compact_diffusion': 4, 'metrics': 1.2, '53_fig4_epochs': 1, 'baselines': 20, 'held_out': 15, 'many_policies': 30, 'ablation': 5, 'reproduction': 5, 'language': 8, 'sequences': 1.5, 'combine': 1, '52_fig3_prompts': .5}  # at laptop scale on 2 cores; .5 for the others
 # log lines of papermill and of the kernel that say nothing about the run
 CHATTER = 'IPKernelApp|(Input|Output) Notebook: |Executing notebook with|(Executing|Ending) Cell|<Figure size|Black is not installed|^$'
 
@@ -172,7 +172,7 @@ def says(rule, what):
 
 PAPER_COST = {  # rule: gigabytes, hours, GPUs at paper scale; chapter 62 says where the hours come from
     'search': (64, 24, 1), 'dataset': (64, 2, 1), 'autoencoder': (64, 8, 1), 'diffusion': (32, 8, 1), 'behaviour': (64, 4, 0), 'relabel': (64, 8, 1),
-    'compact_diffusion': (32, 4, 0), 'metrics': (64, 2, 1), 'ablation': (64, 24, 1), 'baselines': (64, 24, 1), 'held_out': (64, 12, 1)}
+    'compact_diffusion': (32, 4, 0), 'metrics': (64, 2, 1), 'ablation': (64, 24, 1), 'baselines': (64, 24, 1), 'held_out': (64, 12, 1), 'many_policies': (64, 12, 1)}
 
 
 def cost(rule):
@@ -381,6 +381,23 @@ rule with_baselines:  # what simpler methods do with as many numbers, and compac
     params: given=f'-r scale {SCALE} -r task {TASKS[0]}'
     message: says('54_frontier', TASKS[0])
     shell: notebook('54_frontier', given='{params.given}')
+
+rule many_policies:
+    input: rules.dataset.output, OF_OURS, code('43_many_policies')
+    output: touch('artifacts/{scale}/{task}/drawn/43_many_policies-{seed}')
+    log: 'runs/{scale}/{task}/43_many_policies-{seed}.ipynb'
+    benchmark: 'artifacts/{scale}/{task}/times/43_many_policies-{seed}.tsv'
+    message: says('many_policies', '{wildcards.task} {wildcards.seed}')
+    threads: 1
+    resources: **cost('many_policies')
+    shell: notebook('43_many_policies', 'task', 'scale', 'seed')
+
+rule with_many_policies:  # damaged robots, half requests, the best of n; not part of the main job
+    input: [f'artifacts/{SCALE}/{task}/drawn/43_many_policies-{seed}' for task in TASKS for seed in RUNS[SCALE]['compact']]
+    log: f'runs/{SCALE}/58_tables_with_many_policies.ipynb'
+    params: given=TABLES
+    message: 'the tables once more, with what several answers are good for'
+    shell: notebook('58_tables', given='{params.given}')
 
 rule language:
     input: rules.dataset.output, OF_OURS, code('39_language')

@@ -217,7 +217,9 @@ def filled_cells(
     cells: int,  # along each measure
 ) -> np.ndarray:  # (m, k) float32 centres of the cells with a policy, each once
     "The part of the behaviour space that an archive fills."
-    index = np.floor(np.asarray(measures)*cells).clip(0, cells - 1)
+    measures, cells = check_array('measures', measures), check_count('cells', cells)
+    if measures.ndim != 2: raise ValueError(f"measures has shape {measures.shape}: expected (n, k)")
+    index = np.floor(measures*cells).clip(0, cells - 1)
     return ((np.unique(index, axis=0) + .5)/cells).astype(np.float32)
 
 # %% ../nbs/19_dataset.ipynb #fa200003

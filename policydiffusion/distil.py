@@ -179,7 +179,7 @@ def train_generator(
 from sklearn.neighbors import NearestNeighbors
 from .archive import Archive
 from .behaviour import CompactAutoencoder, CompactSettings, compact_sizes
-from .core import NonFiniteLoss, seed_for
+from .core import NonFiniteLoss, check_count, check_number, seed_for
 from .dataset import requests_between
 from .diffusion import diffusion_loss
 from .relabel import RelabelSettings, Surrogate, evaluate_latents
@@ -335,9 +335,10 @@ def practice_requests(
     seed: int,  # of the choice
 ) -> np.ndarray:  # (n, k) measures
     "What a generator practises: elites' behaviours, each as often, and whatever lies between them."
-    rng, k = np.random.default_rng(seed_for(seed, 'own')), round(own*n)
+    k = round(check_number('own', own, 0, 1)*check_count('n', n, 2))
+    rng = np.random.default_rng(seed_for(seed, 'own'))
     elites = archive.measures[np.resize(rng.permutation(len(archive)), k)]
-    between = requests_between(region, n - k, seed_for(seed, 'between'))
+    between = requests_between(region, max(n - k, 1), seed_for(seed, 'between'))[:n - k]
     return rng.permutation(np.concatenate([elites, between])).astype(np.float32)
 
 # %% ../nbs/37_compact_diffusion.ipynb #b7d1f033

@@ -12,7 +12,8 @@ from policydiffusion.autoencoder import (AutoencoderSettings, build_autoencoder,
 from policydiffusion.baselines import CodeBook, StoredElites, fit, quantise
 from policydiffusion.behaviour import compact_settings, with_neighbours
 from policydiffusion.core import (DATA, check_array, check_count, check_number, check_path,
-                                  load_tensors, project_root, read_results, save_tensors)
+                                  load_tensors, project_root, save_tensors)
+from policydiffusion.results import read_results
 from policydiffusion.dataset import held_out, reevaluate, requests_between
 from policydiffusion.diffusion import (Schedule, ToyDenoiser, cosine_schedule, drop_condition, sample, swiss_roll, timesteps,
                                        train_diffusion)

@@ -19,7 +19,7 @@ NOTEBOOKS = sorted(p for p in (ROOT/'nbs').glob('*.ipynb') if not p.stem.startsw
 ROOMS = ('core', 'results', 'batch_last', 'policy', 'tasks', 'rollout', 'archive', 'importers', 'pool',
          'ppo', 'emitters', 'search', 'dataset', 'hypernetwork', 'autoencoder', 'training',
          'behaviour', 'diffusion', 'denoiser', 'text', 'generator', 'relabel', 'distil',
-         'language', 'metrics', 'compose', 'baselines', 'explore')  # a module imports only from rooms to its left
+         'language', 'metrics', 'damage', 'compose', 'baselines', 'explore')  # a module imports only from rooms to its left
 
 modules = pytest.mark.parametrize('path', MODULES, ids=lambda p: p.stem)
 notebooks = pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
@@ -138,7 +138,7 @@ def plan(*targets, **config) -> subprocess.CompletedProcess:
 
 
 def test_the_smoke_run_can_be_planned():
-    run = plan('with_steering', 'with_baselines', 'with_ablations', 'paper_full', 'minutes', scale='smoke', tasks='walker2d,walker2d')
+    run = plan('with_steering', 'with_baselines', 'with_many_policies', 'with_ablations', 'paper_full', 'minutes', scale='smoke', tasks='walker2d,walker2d')
     assert run.returncode == 0, run.stderr
 
 
@@ -272,7 +272,8 @@ LONG_CELLS = {  # notebook: cells over 25 lines today; may only fall
 def long_lines(path: Path) -> int:
     "How many lines exceed 100 characters; those that nbdev writes do not count."
     lines = path.read_text(encoding='utf-8').split('\n')
-    return sum(len(line) > 100 for line in lines if not line.startswith(('# %%', '__all__')))
+    written = '# %%', '__all__', "           '"  # the last: a long __all__ goes on
+    return sum(len(line) > 100 for line in lines if not line.startswith(written))
 
 
 @modules
