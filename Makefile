@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 figures_goal = all
-GOALS = help install demo explorer figures archive paper-full seeds baselines many-policies ablations steering minutes test in-step notebooks units
+GOALS = help install demo explorer site slides figures archive paper-full seeds baselines many-policies ablations steering minutes test in-step notebooks units
 SETTINGS = TASKS SCALE CORES PYTHON
 .PHONY: $(GOALS)
 
@@ -36,6 +36,8 @@ help:
 	@echo 'make minutes   note how long steps took on this computer and how many policies it made in a second: only worth it if it had nothing else to do'
 	@echo 'make demo      JupyterLab at the demo chapter: choose a robot, click the map, watch it walk'
 	@echo 'make explorer  the same as a static page with recorded walks, site/explorer/: some minutes'
+	@echo 'make site      all chapters as a searchable book, site/index.html: two minutes; it links to the explorer'
+	@echo 'make slides    six chapters as slides for a lecture, site/slides/index.html; docs/teaching.md says how'
 	@echo 'make test      notebooks and library in step, every notebook at smoke scale, pytest'
 	@echo 'make install   only the virtual environment, which the others make when it is needed'
 
@@ -53,6 +55,19 @@ demo: $(STAMP)
 
 explorer: $(STAMP)
 	python -c 'from policydiffusion.explore import write_page; print(write_page("site/explorer"))'
+
+# The book needs none of the library's packages, so it has a small environment of its own.
+.venv-site/.installed: docs/book/requirements.txt
+	$(PYTHON) -m venv .venv-site
+	.venv-site/bin/python -m pip install --disable-pip-version-check -r $<
+	@touch $@
+
+site: .venv-site/.installed
+	.venv-site/bin/sphinx-build -q -W --keep-going -c docs/book -d build/doctrees . site
+	@echo 'open site/index.html'
+
+slides: $(STAMP)
+	python docs/slides/slides.py nbs site/slides
 
 figures: $(STAMP)
 	@case '$(CORES)' in ''|0*|*[!0-9]*) echo 'error: CORES is $(CORES): expected a whole number from 1' >&2; exit 1;; esac; \

@@ -164,7 +164,7 @@ def test_the_lock_meets_every_requirement_and_brings_no_gpu_package():
     assert not [name for name in lock if name.startswith(('nvidia', 'cuda', 'triton'))]
 
 
-PAGES = [ROOT/name for name in ('README.md', 'CONTRIBUTING.md', 'docs/results.md', 'docs/course.md')]
+PAGES = [ROOT/name for name in ('README.md', 'CONTRIBUTING.md', 'docs/results.md', 'docs/course.md', 'docs/teaching.md')]
 pages = pytest.mark.parametrize('path', PAGES, ids=lambda p: p.stem)
 
 
