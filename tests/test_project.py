@@ -178,7 +178,7 @@ def results():
 
 def between_markers(name: str) -> str:
     "What a page holds between its two markers."
-    from policydiffusion.metrics import MARKERS
+    from policydiffusion.results import MARKERS
     return (ROOT/name).read_text(encoding='utf-8').split(MARKERS[0])[1].split(MARKERS[1])[0].strip()
 
 
