@@ -359,9 +359,11 @@ def overview_table(
         values = {metric: some.value for metric, some in part.groupby('metric')}
         if task in floors and 'mem' in values: values['mem / floor'] = values['mem']/floors[task]
         cells = {name: mean_and_sd(values.get(c, ()), d) for c, (name, d) in OVERVIEW.items()}
-        table[task] = cells | {BETWEEN: between_cells(values), 'seeds': str(part.seed.nunique())}
+        own = part[part.metric.isin(OVERVIEW)]
+        table[task] = cells | {BETWEEN: between_cells(values), 'seeds': str(own.seed.nunique()),
+                               'revision': made_by(own)}
     table = {task: table[task] for task in sorted(table, key=(MAIN_TASK, *TASKS).index)}
-    unknown = dict.fromkeys((BETWEEN, 'seeds'), 'not found by us')
+    unknown = dict.fromkeys((BETWEEN, 'seeds', 'revision'), 'not found by us')
     table['paper (claimed, humanoid)'] = claims | unknown
     frame = pd.DataFrame(table).T.rename_axis('robot')
     return frame if frame[BETWEEN].iloc[:-1].any() else frame.drop(columns=BETWEEN)
