@@ -128,10 +128,12 @@ def write_between(
     block: str,  # what shall stand between them
 ) -> Path:  # the file written
     "Put a text between the markers; the rest of the file stays as it is."
-    if not check_path(path).is_file(): raise FileNotFoundError(f"{path} does not exist: expected a page")
+    if not check_path(path).is_file():
+        raise FileNotFoundError(f"{path} does not exist: expected a page")
     with reading(path, 'page'): text, (begin, end) = Path(path).read_text(encoding='utf-8'), MARKERS
     if text.count(begin) != 1 or text.count(end) != 1:
-        raise ValueError(f"{path} has no single pair of markers: expected {begin} and {end} once each")
+        raise ValueError(f"{path} has no single pair of markers: "
+                         f"expected {begin} and {end} once each")
     head, rest = text.split(begin)
     with atomic_path(path) as tmp:
         tmp.write_text(f"{head}{begin}\n{block}\n{end}{rest.split(end)[1]}", encoding='utf-8')
