@@ -65,6 +65,8 @@ def read_table(
     columns: list,  # names expected
 ) -> pd.DataFrame:  # its rows
     "Read a small table; one sentence if it is empty, cut short or another one."
+    if not check_path(path).is_file():
+        raise FileNotFoundError(f"{path} does not exist: expected a table")
     text = Path(path).read_text(encoding='utf-8', errors='replace')
     commas = {line.count(',') for line in text.splitlines()}
     whole = text.endswith('\n') and commas == {len(columns) - 1}
@@ -80,9 +82,9 @@ def read_results(
     path: Path = None,  # a results csv; figures/results.csv if None
 ) -> pd.DataFrame:  # tidy rows; empty if the file does not exist
     "Read the table of results."
-    path = Path(path or core.FIGURES/'results.csv')
-    if not path.exists(): return pd.DataFrame(columns=RESULT_COLUMNS + ORIGIN_COLUMNS)
-    return read_table(path, RESULT_COLUMNS + ORIGIN_COLUMNS)
+    path = check_path(core.FIGURES/'results.csv' if path is None else path)
+    columns = RESULT_COLUMNS + ORIGIN_COLUMNS
+    return read_table(path, columns) if path.exists() else pd.DataFrame(columns=columns)
 
 # %% ../nbs/02_results.ipynb #2882a31f
 def collect_results(

@@ -205,7 +205,7 @@ def test_papermill_refuses_what_a_notebook_does_not_know(tmp_path, given, senten
 @pytest.mark.parametrize('words, sentence', [
     ('figures TASK=ant', 'setting TASK is unknown: expected one of TASKS SCALE CORES PYTHON'),
     ('figures tasks=ant', 'setting tasks is unknown: expected one of TASKS SCALE CORES PYTHON'),
-    ('figures ant', 'goal ant is unknown: expected one of help install demo explorer figures'),
+    ('figures ant', 'goal ant is unknown: expected one of help install demo explorer site slides'),
     ('figures CORES=0', 'CORES is 0: expected a whole number from 1'),
     ('figures CORES=two', 'CORES is two: expected a whole number from 1')])
 @pytest.mark.skipif(not shutil.which('make'), reason='no make')

@@ -265,7 +265,7 @@ def probe_bytes(case) -> tuple:
 
 HEAVY = {  # what takes long, draws, writes or trains: not cheap to call
     'warm_start', 'run_search', 'correct', 'evaluate', 'trace', 'reevaluate', 'make_dataset', 'load_dataset', 'load_archive', 'train_diffusion', 'train_generator', 'train_autoencoder', 'train_text_classifier', 'train_success_classifier',
-    'record', 'collect_results', 'artifact_dir', 'save_fig', 'figure_style', 'atomic_path', 'progress', 'seed_everything', 'provenance', 'plot_heatmap', 'draw_body', 'make_env', 'save_tensors', 'reading',
+    'record', 'collect_results', 'artifact_dir', 'save_fig', 'figure_style', 'atomic_path', 'progress', 'seed_everything', 'provenance', 'plot_heatmap', 'draw_body', 'make_env', 'damaged_env', 'save_tensors', 'reading',
     'token_states', 'embed', 'watch', 'evaluate_latents', 'evaluate_again', 'smoothed', 'search_scale',
     'write_page'}
 TRUSTING = {  # why a function trusts its callers: its name, or that of a room all of whose do
@@ -276,7 +276,7 @@ TRUSTING = {  # why a function trusts its callers: its name, or that of a room a
                 'diffusion.predict_x0', 'diffusion.noise_and_v', 'metrics.ratio',
                 'metrics.fit_gaussian'),
     'layer': ('denoiser', 'hypernetwork', 'autoencoder.vector_mlp', 'generator.graph_hypernetwork'),
-    'compiled': ('batch_last', 'ppo.optimiser'),
+    'compiled': ('batch_last', 'ppo.optimiser', 'damage.episode_keys'),
     'loop': ('pool', 'ppo.update_moments', 'emitters.soft_improvement', 'emitters.local_trend',
              'search.adapted_shares', 'search.survivors', 'compose.take_chosen',
              'distil.local_rank', 'distil.good_reward', 'distil.practice_warmth',
