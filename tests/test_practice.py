@@ -8,7 +8,7 @@ from torch import nn
 
 from policydiffusion import distil as distil_module
 from policydiffusion.archive import synthetic_archive
-from policydiffusion.distil import (DiffusionSettings, Evaluated, PracticeSettings, distil,
+from policydiffusion.distil import (DiffusionSettings, Evaluated, PracticeSettings, distil, doubtful,
                                     expected_miss, practice_draws, practice_requests, practise)
 from policydiffusion.generator import DECODERS, Design, Generator, Sampling
 from policydiffusion.policy import PolicySpec
@@ -118,3 +118,21 @@ def test_draws_without_noise_are_one_answer(toy):
     cold = practice_draws(generator, asked, torch.zeros(6, 1), g)
     warm = practice_draws(generator, asked, torch.ones(6, 1), g)
     assert (cold == cold[0]).all() and warm.std(0).min() > 0
+
+
+def test_doubts_are_about_requests_that_draws_miss(toy):
+    generator, known, _ = toy
+    surrogate = known.surrogate(SIGMA)
+    labels, at = known.labels(surrogate), torch.tensor([[.5, .5, 0.]]).expand(30, 3)
+    asked = torch.rand(30, 2, generator=torch.Generator().manual_seed(1))
+    rows = doubtful(surrogate, labels, at, asked, 10, HOW)
+    far = (asked - .5).norm(dim=1).argsort(descending=True)
+    truth = torch.from_numpy(do(known.z[rows]).measures)
+    assert torch.cdist(truth, asked[far[:15]]).min(1).values.max() < .1  # they answer far requests
+
+
+def test_caution_grows_from_round_to_round(toy, monkeypatch):
+    seen = []
+    monkeypatch.setattr(distil_module, 'practise', lambda *given: seen.append(given[-1]) or ())
+    run(toy, replace(HOW, rounds=3, caution=(.2, .8)))
+    np.testing.assert_allclose(seen, [.2, .5, .8])
