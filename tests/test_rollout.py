@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from policydiffusion.policy import act_jax, init_params
-from policydiffusion.rollout import evaluate, reset_key, trace, visited_observations
+from policydiffusion.rollout import _evaluate, evaluate, reset_key, trace, visited_observations
 from policydiffusion.tasks import get_task, make_env
 
 SPEC = get_task('walker2d').spec()
@@ -105,7 +105,7 @@ from policydiffusion.tasks import get_task
 assert jax.device_count() == 2
 params, means, stds = (np.load(sys.argv[1])[k] for k in ('params', 'means', 'stds'))
 for own in (False, True):
-    e = evaluate('walker2d', get_task('walker2d').spec(), params, *(x if own else x[0] for x in (means, stds)), n_episodes=2, horizon=25, seed=5, envs=16, n_max=9)
+    e = evaluate('walker2d', get_task('walker2d').spec(), params, *(x if own else x[0] for x in (means, stds)), n_episodes=2, horizon=25, seed=5, envs=32)
     np.savez(f'{sys.argv[2]}{own:d}.npz', **vars(e))
 """
 
@@ -119,9 +119,19 @@ def test_two_devices_say_what_one_says(params, tmp_path):
     subprocess.run([sys.executable, '-c', TWO_DEVICES, tmp_path/'in.npz', tmp_path/'out'], env=env, check=True)
     for own in (False, True):
         there = np.load(tmp_path/f'out{own:d}.npz')
-        here = evaluate('walker2d', SPEC, few, *(x if own else x[0] for x in (means, stds)), n_episodes=2, horizon=25, seed=5, envs=16, n_max=9)
+        here = evaluate('walker2d', SPEC, few, *(x if own else x[0] for x in (means, stds)), n_episodes=2, horizon=25, seed=5, envs=32)
         assert here.length.std() > 0 or here.objective.std() > 0
         for name, x in vars(here).items(): np.testing.assert_allclose(there[name], x, rtol=2e-3, atol=2e-3, err_msg=name)
+
+
+def test_other_numbers_of_rows_episodes_and_steps_compile_nothing(params, result):
+    compiled = _evaluate._cache_size()
+    for n, n_episodes, horizon in ((1, 1, 10), (33, 3, 7), (70, 16, 2)):
+        e = evaluate('walker2d', SPEC, params[:n], ZERO, ONE, n_episodes, horizon, 5, envs=32)
+        assert len(e.length) == n and (e.length <= horizon).all()
+    assert _evaluate._cache_size() == compiled
+    few = evaluate('walker2d', SPEC, params[:3], ZERO, ONE, n_episodes=2, horizon=40, seed=5, envs=32)
+    for name, x in vars(few).items(): np.testing.assert_array_equal(x, getattr(result, name)[:3])
 
 
 def test_rows_start_alike_in_one_call_or_in_parts(params, result):
@@ -133,7 +143,9 @@ def test_rows_start_alike_in_one_call_or_in_parts(params, result):
 
 
 def test_a_trace_starts_the_same_in_any_batch_and_otherwise_than_an_evaluation(params):
-    whole, parts = (trace('walker2d', SPEC, params[:5], ZERO, ONE, horizon=2, seed=5, batch=b).obs[:, 0] for b in (128, 2))
+    starts = lambda batch: trace('walker2d', SPEC, params[:5], ZERO, ONE, 200, 5, seed=5,
+                                 batch=batch).obs[:, 0]
+    whole, parts = starts(128), starts(2)
     np.testing.assert_array_equal(whole, parts)
     assert len(np.unique(whole[:, 0])) == 5
     key = jax.random.key(5)

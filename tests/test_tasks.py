@@ -17,17 +17,20 @@ from policydiffusion.tasks import TASKS, DescribedEnv, Task, foot_heights, foot_
 def pose(name, **joints):
     "Foot heights of a task in its initial pose, with some entries of q changed."
     env = make_env(name)
-    q = np.array(env.env.sys.init_q)
+    sys = env.env.sys
+    q = np.array(sys.init_q)
     for index, value in joints.items(): q[int(index[1:])] = value
-    x = kinematics.forward(env.env.sys, jnp.asarray(q), jnp.zeros(env.env.sys.qd_size()))[0]
-    return np.asarray(foot_heights(env.feet, x))
+    forward = jax.jit(lambda q: kinematics.forward(sys, q, jnp.zeros(sys.qd_size()))[0])
+    return np.asarray(jax.jit(lambda x: foot_heights(env.feet, x))(forward(jnp.asarray(q))))
 
 
 @pytest.mark.parametrize('name', TASKS)
 def test_registry_has_the_sizes_of_brax(name):
-    task, env = get_task(name), make_env(name).env
+    task, measured = get_task(name), make_env(name)
+    env = measured.env
     assert (task.obs_size, task.act_size) == (env.observation_size, env.action_size)
-    state, measures = jax.eval_shape(lambda key: make_env(name).step(make_env(name).reset(key), jnp.zeros(task.act_size)), jax.random.key(0))
+    state, measures = jax.eval_shape(
+        lambda key: measured.step(measured.reset(key), jnp.zeros(task.act_size)), jax.random.key(0))
     assert state.obs.shape == (task.obs_size,) and measures.shape == (task.n_measures,)
     assert len(task.dims) == len(task.paper_dims) == task.n_measures
 
@@ -41,10 +44,10 @@ def test_heights_agree_with_brax_contacts(name):
         joints = jax.random.uniform(key, (sys.qd_size() - 6 if sys.q_size() != sys.qd_size() else sys.qd_size() - 3,), minval=-.5, maxval=.5)
         q = q.at[-len(joints):].add(joints)
         return kinematics.forward(sys, q, jnp.zeros(sys.qd_size()))[0]
-    x = jax.vmap(random_pose)(jax.random.split(jax.random.key(0), 20))
-    c = jax.vmap(lambda x: contact.get(sys, x))(x)
+    x = jax.jit(jax.vmap(random_pose))(jax.random.split(jax.random.key(0), 20))
+    c = jax.jit(jax.vmap(lambda x: contact.get(sys, x)))(x)
     links, dist = np.asarray(c.link_idx[1][0]), np.asarray(c.dist)
-    ours = np.asarray(jax.vmap(lambda x: foot_heights(env.feet, x))(x))
+    ours = np.asarray(jax.jit(jax.vmap(lambda x: foot_heights(env.feet, x)))(x))
     for i, (link, *_) in enumerate(env.feet):
         assert np.abs(dist[:, links == link].min(1) - ours[:, i]).max() < 1e-5
 
@@ -116,9 +119,9 @@ def test_a_task_of_ones_own(monkeypatch):
     "Other measures of the same machine: rewards and lengths as before, and heights that a torso can have."
     height = lambda state: state.pipeline_state.x.pos[:1, 2]/2
     monkeypatch.setitem(TASKS, 'walker2d_height', Task('walker2d_height', 17, 6, (), ('height',), (8,), (100,), 0., also=height, env='walker2d'))
-    spec = get_task('walker2d_height').spec((8,))
+    spec = get_task('walker2d_height').spec()
     params = np.random.default_rng(0).normal(size=(3, spec.n_params))/4
-    mine, walker = (evaluate(task, spec, params, np.zeros(17), np.ones(17), n_episodes=1, horizon=30, envs=4, n_max=4) for task in ('walker2d_height', 'walker2d'))
+    mine, walker = (evaluate(task, spec, params, np.zeros(17), np.ones(17), n_episodes=1, horizon=30) for task in ('walker2d_height', 'walker2d'))
     np.testing.assert_allclose(mine.objective, walker.objective, rtol=1e-5)
     np.testing.assert_array_equal(mine.length, walker.length)
     assert mine.measures.shape == (3, 1) and ((mine.measures > .35) & (mine.measures < .65)).all()  # a torso starts at 1.25 m and is healthy from 0.8 m
