@@ -8,8 +8,9 @@ from torch import nn
 
 from policydiffusion import distil as distil_module
 from policydiffusion.archive import synthetic_archive
-from policydiffusion.distil import (DiffusionSettings, Evaluated, PracticeSettings, distil, doubtful,
-                                    expected_miss, practice_draws, practice_requests, practise)
+from policydiffusion.distil import (DiffusionSettings, Evaluated, PracticeSettings, distil,
+                                    doubtful, expected_miss, practice_draws, practice_requests,
+                                    practise)
 from policydiffusion.generator import DECODERS, Design, Generator, Sampling
 from policydiffusion.policy import PolicySpec
 from policydiffusion.relabel import RelabelSettings
