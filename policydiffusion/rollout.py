@@ -34,7 +34,10 @@ REWARD_CAP = 10.  # the paper clips each step's reward to +-10
 REFILL = 20  # steps between two looks at the queue
 ROWS, EPISODES = 256, 16  # room that a compiled call has at least: fewer rows and episodes share it
 
-def room(count: int, least: int) -> int:
+def room(
+    count: int,  # what has to fit
+    least: int,  # what fits at any rate
+) -> int:
     "The next power of two that is not below either."
     return 1 << (max(count, least) - 1).bit_length()
 
