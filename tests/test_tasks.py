@@ -5,10 +5,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from brax import contact, kinematics
+from brax import contact, envs, kinematics
+from brax.envs.base import PipelineEnv, State
+from brax.io import mjcf
 
 from policydiffusion import dataset, rollout
 from policydiffusion.behaviour import compact_settings
+from policydiffusion.policy import PolicySpec
 from policydiffusion.rollout import evaluate
 from policydiffusion.search import search_scale
 from policydiffusion.tasks import TASKS, DescribedEnv, Task, foot_heights, foot_points, get_task, make_env
@@ -125,6 +128,47 @@ def test_a_task_of_ones_own(monkeypatch):
     np.testing.assert_allclose(mine.objective, walker.objective, rtol=1e-5)
     np.testing.assert_array_equal(mine.length, walker.length)
     assert mine.measures.shape == (3, 1) and ((mine.measures > .35) & (mine.measures < .65)).all()  # a torso starts at 1.25 m and is healthy from 0.8 m
+
+
+BALL = '''<mujoco><option timestep="0.002"/><worldbody>
+  <geom name="floor" type="plane" size="9 9 1" contype="0" conaffinity="1"/>
+  <body name="ball" pos="0 0 1"><joint name="up" type="slide" axis="0 0 1"/>
+    <geom name="sole" size="0.1" mass="1" contype="1" conaffinity="0"/></body>
+  </worldbody><actuator><motor joint="up" gear="0.001"/></actuator></mujoco>'''
+
+
+class Ball(PipelineEnv):
+    "A ball that falls; it earns its height, and its episode ends when the centre is below `floor`."
+
+    def __init__(self, backend): super().__init__(mjcf.loads(BALL), backend, n_frames=5)
+
+    def reset(self, rng):
+        body = self.pipeline_init(self.sys.init_q, jnp.zeros(1))
+        return State(body, jnp.concatenate([body.q, body.qd]), jnp.zeros(()), jnp.zeros(()))
+
+    def step(self, state, action):
+        body = self.pipeline_step(state.pipeline_state, action)
+        height = body.x.pos[0, 2]
+        return state.replace(pipeline_state=body, obs=jnp.concatenate([body.q, body.qd]),
+                             reward=height, done=(height < self.floor).astype(jnp.float32))
+
+
+@pytest.mark.parametrize('floor', [.3, -1.])
+def test_a_body_that_brax_does_not_know_falls_as_newton_says(monkeypatch, floor):
+    "Height 1 - g t^2/2: when it ends, when the sole (radius 10 cm) touches, and what it earns."
+    name = 'ball' if floor > 0 else 'bouncer'  # environments are kept by name
+    envs.register_environment(name, type(name, (Ball,), {'floor': floor}))
+    monkeypatch.setitem(TASKS, name, Task(name, 2, 1, ('sole',), ('touch',), (8,), (100,), 0.))
+    spec = PolicySpec(2, 1, (4,))
+    found = evaluate(name, spec, np.zeros((1, spec.n_params)), np.zeros(2), np.ones(2), 1, 60,
+                     envs=2, n_max=2)
+    ends, touches = np.sqrt(2*np.array([.7, .9])/9.81)/.01  # in steps of 0.01 s
+    if floor > 0:
+        t = np.arange(1, round(ends) + 1)*.01
+        assert abs(found.length[0] - ends) < 1.5 and found.measures[0, 0] == 0
+        np.testing.assert_allclose(found.objective[0], (1 - 9.81*t**2/2).sum(), rtol=.03)
+    else:  # from the first touch on it may bounce, but cannot touch before
+        assert found.length[0] == 60 and 0 < found.measures[0, 0] <= (60 - touches + 1.5)/60
 
 
 def test_a_foot_that_is_a_box_is_refused():
