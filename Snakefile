@@ -211,7 +211,8 @@ FIGURES = {  # notebook: what it reads, its parameters
     '55_fig8_tsne': (runs('{run}/latents.safetensors'), dict(ONE_SEED, method=list(RUNS[SCALE])[0])),
     '56_fig6_cdf': (COMPARED, LISTS),
     '57_fig7_heatmaps': (COMPARED, dict(ONE_SEED, methods=LISTS['methods'])),
-    '58_tables': (runs('results/{run}-metrics.csv') + PLAYED, LISTS)}
+    '58_tables': (runs('results/{run}-metrics.csv') + PLAYED, LISTS),
+    '59_what_we_found': ([f'artifacts/{SCALE}/drawn/58_tables'], {})}
 
 RUN = '{wildcards.task} {wildcards.method}-{wildcards.seed}'
 
