@@ -250,13 +250,15 @@ def test_paths_are_paths(bad):
 def test_what_an_evaluation_says_an_archive_takes(monkeypatch):
     "A hair above 1 or below 0, from sums in single precision, is cut off; more is an error."
     for over in (1 + 6e-8, 1 + 9e-5, -9e-5):
-        results = {'ret': np.zeros(8, np.float32), 'length': np.full(8, 9), 'measures': np.full((8, 2), over, np.float32)}
+        n = rollout.ROWS*rollout.EPISODES  # places that a call has at least
+        results = {'ret': np.zeros(n, np.float32), 'length': np.full(n, 9),
+                   'measures': np.full((n, 2), over, np.float32)}
         monkeypatch.setattr(rollout, '_evaluate', lambda *_: results)
-        e = evaluate('walker2d', SPEC, ROWS, ZERO, ONE, n_episodes=1, n_max=8)
+        e = evaluate('walker2d', SPEC, ROWS, ZERO, ONE, n_episodes=1)
         assert (e.measures == round(over)).all()
         Archive('walker2d', SPEC, ROWS, e.objective, e.measures, e.length, ZERO, ONE, (4, 4))
     results['measures'] += 1.0005
-    assert 'reach from' in refusal(evaluate, 'walker2d', SPEC, ROWS, ZERO, ONE, n_episodes=1, n_max=8)
+    assert 'reach from' in refusal(evaluate, 'walker2d', SPEC, ROWS, ZERO, ONE, n_episodes=1)
 
 
 ASKED = {'generate': lambda m: G.generate([m]), 'compose': lambda m: compose.compose(G, [(m, 6)]), 'nearest_elites': lambda m: compose.nearest_elites(TOY, [m]),

@@ -189,12 +189,13 @@ def test_a_task_that_no_list_knows_has_settings_and_policies_to_practise_on(monk
 
 
 def test_measures_out_of_range_are_refused(monkeypatch):
-    results = {'ret': np.zeros(8), 'length': np.full(8, 9), 'measures': np.full((8, 1), 1.25)}
+    n = rollout.ROWS*rollout.EPISODES  # places that a call has at least
+    results = {'ret': np.zeros(n), 'length': np.full(n, 9), 'measures': np.full((n, 1), 1.25)}
     monkeypatch.setitem(TASKS, 'stroller', Task('stroller', 5, 2, (), ('pace',), (3,), (9,), 0.))
     monkeypatch.setattr(rollout, '_evaluate', lambda *_: results)
     spec = get_task('stroller').spec()
     with pytest.raises(ValueError, match='measures of stroller reach from 1.25 to 1.25: expected 0 to 1'):
-        evaluate('stroller', spec, np.zeros((2, spec.n_params)), np.zeros(5), np.ones(5), n_episodes=1, n_max=8)
+        evaluate('stroller', spec, np.zeros((2, spec.n_params)), np.zeros(5), np.ones(5), n_episodes=1)
 
 
 def test_a_task_without_feet_is_not_described():
