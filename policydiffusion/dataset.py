@@ -60,8 +60,8 @@ def reevaluate(
     parts, rows = [], np.arange(len(archive))
     for i in progress(range(0, len(archive), BATCH), 'rolling out'):
         part = archive.select(rows[i:i + BATCH])
-        parts.append(evaluate(archive.task, archive.spec, part.params, part.obs_mean, part.obs_std, n_episodes, horizon, seed,
-                              n_max=min(BATCH, 1 << (len(archive) - 1).bit_length()), first=i))
+        parts.append(evaluate(archive.task, archive.spec, part.params, part.obs_mean, part.obs_std,
+                              n_episodes, horizon, seed, first=i))
     e = {k: np.concatenate([getattr(p, k) for p in parts]) for k in vars(parts[0])}
     return replace(archive, **e, horizon=horizon, meta={**archive.meta, 'evaluation': {'seed': seed, 'episodes': n_episodes}})
 

@@ -93,7 +93,8 @@ def _refill(env, spec, rows, params, obs_mean, obs_std, key, first, n_jobs, n_ep
     return running, out, queued + fresh.sum(), mean, std
 
 # %% ../nbs/12_rollouts.ipynb #517e83e0
-def _work_off(task, spec, envs, slots, described, n_episodes, horizon, rows, params, obs_mean, obs_std, key, first, n):
+def _work_off(task, spec, envs, slots, described, n_episodes, horizon, rows, params,
+              obs_mean, obs_std, key, first, n):
     "Results (len(rows)*slots,) of these rows' jobs, n_episodes for each row below n, and zeros."
     env = make_env(task, described)
     n_jobs, n_all, k = (rows < n).sum()*n_episodes, len(rows)*slots, len(env.names)
@@ -113,12 +114,15 @@ def _work_off(task, spec, envs, slots, described, n_episodes, horizon, rows, par
 
 # %% ../nbs/12_rollouts.ipynb #33876969
 @partial(jax.jit, static_argnames=('task', 'spec', 'envs', 'slots', 'described'))
-def _evaluate(task, spec, envs, slots, described, n_episodes, horizon, rows, params, obs_mean, obs_std, key, first, n):
+def _evaluate(task, spec, envs, slots, described, n_episodes, horizon, rows, params,
+              obs_mean, obs_std, key, first, n):
     "`_work_off` on all devices: what has one row a policy is cut into as many parts."
     own, shared = jax.sharding.PartitionSpec('rows'), jax.sharding.PartitionSpec()
     norm = own if obs_mean.ndim == 2 else shared
-    share = jax.shard_map(partial(_work_off, task, spec, envs, slots, described), mesh=jax.sharding.Mesh(np.array(jax.devices()), ('rows',)),
-                          in_specs=(shared, shared, own, own, norm, norm, shared, shared, shared), out_specs=own, check_vma=False)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ('rows',))
+    share = jax.shard_map(partial(_work_off, task, spec, envs, slots, described), mesh=mesh,
+                          in_specs=(shared, shared, own, own, norm, norm, shared, shared, shared),
+                          out_specs=own, check_vma=False)
     return share(n_episodes, horizon, rows, params, obs_mean, obs_std, key, first, n)
 
 # %% ../nbs/12_rollouts.ipynb #ed2f024a
@@ -140,7 +144,7 @@ def evaluate(
     horizon: int = 1000,  # steps at most
     seed: int = 0,  # seed of the resets
     envs: int = None,  # environments at work at once on each device; if None 128 on a CPU, which fit a laptop's cache, and 4096 on a GPU
-    n_max: int = ROWS,  # rows expected at most; padded to a power of two, so that sizes share a compilation
+    n_max: int = ROWS,  # rows expected at most, padded to a power of two: sizes share a compilation
     described: bool = False,  # whether `measures` shall hold contacts and chapter 11's DESCRIPTION instead
     first: int = 0,  # number of the first row, if these are a part of more: row i starts as row first + i would
 ) -> Evaluation:  # means and standard deviations over the episodes
@@ -158,7 +162,8 @@ def evaluate(
     rows = np.arange(n_max).reshape(-1, devices).T.ravel()  # interleave the rows: policies that last are often neighbours
     pad = lambda x: jnp.asarray(np.concatenate([x, np.zeros((n_max - n,) + x.shape[1:], np.float32)])[rows])
     mean, std = (pad(x) if x.ndim == 2 else jnp.asarray(x) for x in (obs_mean, obs_std))
-    out = _evaluate(task, spec, envs, slots, described, n_episodes, horizon, jnp.asarray(rows), pad(params), mean, std, reset_key(seed), check_count('first', first, 0), n)
+    out = _evaluate(task, spec, envs, slots, described, n_episodes, horizon, jnp.asarray(rows),
+                    pad(params), mean, std, reset_key(seed), check_count('first', first, 0), n)
     def sorted_rows(x):  # each device left its jobs in front of its slots
         x = np.asarray(x).reshape(devices, n_max//devices*slots, *x.shape[1:])
         x = x[:, :n_max//devices*n_episodes].reshape(n_max, n_episodes, *x.shape[2:])

@@ -105,7 +105,8 @@ from policydiffusion.tasks import get_task
 assert jax.device_count() == 2
 params, means, stds = (np.load(sys.argv[1])[k] for k in ('params', 'means', 'stds'))
 for own in (False, True):
-    e = evaluate('walker2d', get_task('walker2d').spec(), params, *(x if own else x[0] for x in (means, stds)), n_episodes=2, horizon=25, seed=5, envs=32)
+    norm = (x if own else x[0] for x in (means, stds))
+    e = evaluate('walker2d', get_task('walker2d').spec(), params, *norm, 2, 25, seed=5, envs=32)
     np.savez(f'{sys.argv[2]}{own:d}.npz', **vars(e))
 """
 
@@ -119,7 +120,8 @@ def test_two_devices_say_what_one_says(params, tmp_path):
     subprocess.run([sys.executable, '-c', TWO_DEVICES, tmp_path/'in.npz', tmp_path/'out'], env=env, check=True)
     for own in (False, True):
         there = np.load(tmp_path/f'out{own:d}.npz')
-        here = evaluate('walker2d', SPEC, few, *(x if own else x[0] for x in (means, stds)), n_episodes=2, horizon=25, seed=5, envs=32)
+        norm = (x if own else x[0] for x in (means, stds))
+        here = evaluate('walker2d', SPEC, few, *norm, 2, 25, seed=5, envs=32)
         assert here.length.std() > 0 or here.objective.std() > 0
         for name, x in vars(here).items(): np.testing.assert_allclose(there[name], x, rtol=2e-3, atol=2e-3, err_msg=name)
 
@@ -130,7 +132,7 @@ def test_other_numbers_of_rows_episodes_and_steps_compile_nothing(params, result
         e = evaluate('walker2d', SPEC, params[:n], ZERO, ONE, n_episodes, horizon, 5, envs=32)
         assert len(e.length) == n and (e.length <= horizon).all()
     assert _evaluate._cache_size() == compiled
-    few = evaluate('walker2d', SPEC, params[:3], ZERO, ONE, n_episodes=2, horizon=40, seed=5, envs=32)
+    few = evaluate('walker2d', SPEC, params[:3], ZERO, ONE, 2, 40, seed=5, envs=32)
     for name, x in vars(few).items(): np.testing.assert_array_equal(x, getattr(result, name)[:3])
 
 

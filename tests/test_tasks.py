@@ -124,7 +124,8 @@ def test_a_task_of_ones_own(monkeypatch):
     monkeypatch.setitem(TASKS, 'walker2d_height', Task('walker2d_height', 17, 6, (), ('height',), (8,), (100,), 0., also=height, env='walker2d'))
     spec = get_task('walker2d_height').spec()
     params = np.random.default_rng(0).normal(size=(3, spec.n_params))/4
-    mine, walker = (evaluate(task, spec, params, np.zeros(17), np.ones(17), n_episodes=1, horizon=30) for task in ('walker2d_height', 'walker2d'))
+    mine, walker = (evaluate(task, spec, params, np.zeros(17), np.ones(17), 1, 30)
+                    for task in ('walker2d_height', 'walker2d'))
     np.testing.assert_allclose(mine.objective, walker.objective, rtol=1e-5)
     np.testing.assert_array_equal(mine.length, walker.length)
     assert mine.measures.shape == (3, 1) and ((mine.measures > .35) & (mine.measures < .65)).all()  # a torso starts at 1.25 m and is healthy from 0.8 m
@@ -161,7 +162,7 @@ def test_a_body_that_brax_does_not_know_falls_as_newton_says(monkeypatch, floor)
     monkeypatch.setitem(TASKS, name, Task(name, 2, 1, ('sole',), ('touch',), (8,), (100,), 0.))
     spec = PolicySpec(2, 1, (4,))
     found = evaluate(name, spec, np.zeros((1, spec.n_params)), np.zeros(2), np.ones(2), 1, 60,
-                     envs=2, n_max=2)
+                     envs=2)
     ends, touches = np.sqrt(2*np.array([.7, .9])/9.81)/.01  # in steps of 0.01 s
     if floor > 0:
         t = np.arange(1, round(ends) + 1)*.01
@@ -195,7 +196,7 @@ def test_measures_out_of_range_are_refused(monkeypatch):
     monkeypatch.setattr(rollout, '_evaluate', lambda *_: results)
     spec = get_task('stroller').spec()
     with pytest.raises(ValueError, match='measures of stroller reach from 1.25 to 1.25: expected 0 to 1'):
-        evaluate('stroller', spec, np.zeros((2, spec.n_params)), np.zeros(5), np.ones(5), n_episodes=1)
+        evaluate('stroller', spec, np.zeros((2, spec.n_params)), np.zeros(5), np.ones(5), 1)
 
 
 def test_a_task_without_feet_is_not_described():
