@@ -14,7 +14,7 @@ from policydiffusion.archive import Archive
 from policydiffusion.core import DATA
 from policydiffusion.batch_last import map_batch_last
 from policydiffusion.rollout import evaluate
-from policydiffusion.tasks import get_task, make_env
+from policydiffusion.tasks import _build_env, get_task
 
 SPEED_BAR = .85  # steps/s of evaluate over steps/s of the raw step, at least
 FALLING_BAR = .40  # time when the median episode ends at 20 % of the horizon over the time of full episodes, at most
@@ -70,7 +70,7 @@ def archive_policies(task: str, n: int) -> tuple:
 
 def speed(name: str, policies: Policies, episodes: int, horizon: int, o) -> None:
     "Print steps/s of evaluate over steps/s of the raw step: best of `o.repeats` runs of each, taken in turn."
-    env = make_env.__wrapped__(o.task).env  # a fresh one: the shared one is patched to watch the feet
+    env = _build_env.__wrapped__(get_task(o.task), False).env  # a fresh one: the shared one is patched to watch the feet
     raw = lambda: raw_steps(env, o.envs, o.raw_steps, jax.random.key(0)).block_until_ready()
     rollout = lambda: policies.evaluate(episodes, horizon, o.envs)
     raw(), rollout()  # compile
@@ -86,7 +86,7 @@ def speed(name: str, policies: Policies, episodes: int, horizon: int, o) -> None
 
 def mapping(o) -> None:
     "Print raw steps/s with batch last (chapter 63) over those of jax.vmap: best of `o.repeats` runs of each, taken in turn."
-    env = make_env.__wrapped__(o.task).env
+    env = _build_env.__wrapped__(get_task(o.task), False).env
     run = lambda last: raw_steps(env, o.envs, o.raw_steps, jax.random.key(0), last).block_until_ready()
     run(True), run(False)  # compile
     times = [(timed(partial(run, True))[0], timed(partial(run, False))[0]) for _ in range(o.repeats)]

@@ -265,6 +265,7 @@ def save_tensors(
     try:
         with atomic_path(path) as tmp: save_file(tensors, tmp, metadata={'policydiffusion': header})
     except (OSError, SafetensorError) as e:
+        if str(path) in str(e): raise  # says it already
         size = sum(x.nbytes for x in tensors.values())/1e6
         raise OSError(_error_number(e), f"{brief(path, 300)} could not be written ({brief(e, 300)}): expected a folder that "
                       f"can be written to, with room for {size:.2f} MB of kind {brief(repr(meta.get('kind')))}") from e

@@ -142,11 +142,13 @@ class DamagedEnv:
 
 # %% ../nbs/43_many_policies.ipynb #a21d9c48
 @lru_cache
+def _build_damaged(name): return DamagedEnv(make_env(name))
+
 def damaged_env(
     task: str,  # Brax task
 ) -> DamagedEnv:  # on the spring backend
     "Build a task with damage once."
-    return DamagedEnv(make_env(task))
+    return _build_damaged(get_task(task).name)
 
 # %% ../nbs/43_many_policies.ipynb #39763bef
 def _starts(env, damage, keys):

@@ -41,6 +41,7 @@ class Schedule:
     def __post_init__(self):
         for name, x in (('betas', self.betas), ('abar', self.abar)):
             if not isinstance(x, torch.Tensor): check_array(name, x)
+            elif not x.is_floating_point(): raise ValueError(f"{name} holds values of type {x.dtype}: expected real numbers")
         b, a = torch.as_tensor(self.betas), torch.as_tensor(self.abar)
         if b.is_meta: return  # a network that is only being measured holds no numbers
         if b.ndim != 1 or a.shape != b.shape or len(b) < 2:
@@ -251,7 +252,9 @@ def restore_training(
     slots = {i: slot for i in range(len(list(fresh.model.parameters()))) if (slot := part(f'optimiser.{i}'))}
     for slot in slots.values(): slot['step'] = slot['step'].squeeze()  # a file turns a scalar into one row
     fresh.optimiser.load_state_dict({'state': slots, 'param_groups': fresh.optimiser.state_dict()['param_groups']})
-    fresh.generator.set_state(state['rng'])
+    try: fresh.generator.set_state(state['rng'])
+    except (RuntimeError, TypeError) as e:
+        raise ValueError("resume holds no state of a random generator under rng: expected what `TrainStep.state` gives") from e
     return fresh._replace(step=int(state['run'][3]), epoch=int(state['run'][4]), loss=float(state['loss']))
 
 # %% ../nbs/30_diffusion_from_zero.ipynb #ec3eb9fd
@@ -433,9 +436,9 @@ def sample(
     "Draw data from a trained denoiser."
     check_choice('sampler', sampler, SAMPLERS)
     for size in shape: check_count('shape', size)
-    check_number('eta', eta, 0, 1); check_number('guidance', guidance)
+    check_number('eta', eta, 0, 1); check_number('guidance', guidance, -1000, 1000)
     check_number('temperature', temperature, 0)
-    if clip is not None: check_number('clip', clip, 0)
+    if clip is not None: check_number('clip', clip, 0, 1e6)
     cond = torch.zeros(shape[0], 0) if cond is None else cond
     given = torch.ones_like(cond, dtype=torch.bool) if given is None else given
     if cond.shape[-2] != shape[0] or given.shape != cond.shape:

@@ -339,7 +339,7 @@ def practice_requests(
     seed: int,  # of the choice
 ) -> np.ndarray:  # (n, k) measures
     "What a generator practises: elites' behaviours, each as often, and whatever lies between them."
-    k = round(check_number('own', own, 0, 1)*check_count('n', n, 2))
+    k = round(check_number('own', own, 0, 1)*check_count('n', n, 2, 10**8))
     rng = np.random.default_rng(seed_for(seed, 'own'))
     elites = archive.measures[np.resize(rng.permutation(len(archive)), k)]
     between = requests_between(region, max(n - k, 1), seed_for(seed, 'between'))[:n - k]

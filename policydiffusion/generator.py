@@ -161,7 +161,8 @@ class Sampling:
         check_choice('sampler', self.sampler, SAMPLERS)
         for name, kind, low, high, told in (('n_steps', int, 1, MAX_STEPS, f'a whole number between 1 and {MAX_STEPS}'), ('eta', float, 0, 1, 'a number between 0 and 1'),
                                             ('temperature', float, 0, 10, 'a number between 0 and 10'),
-                                            ('guidance', float, -math.inf, math.inf, 'a finite number'), ('clip', float, 1e-12, math.inf, 'a positive number, or None'),
+                                            ('guidance', float, -1000, 1000, 'a number between -1000 and 1000'),
+                                            ('clip', float, 1e-12, 1e6, 'a positive number up to 1e6, or None'),
                                             ('last', int, 1, MAX_STEPS, f'a whole number between 1 and {MAX_STEPS}, or None')):
             x = getattr(self, name)
             if x is None and name in ('clip', 'last'): continue

@@ -39,7 +39,7 @@ def room(
     least: int,  # what fits at any rate
 ) -> int:
     "The next power of two that is not below either."
-    return 1 << (max(count, least) - 1).bit_length()
+    return 1 << (max(check_count('count', count, 0), check_count('least', least)) - 1).bit_length()
 
 # %% ../nbs/12_rollouts.ipynb #fce175eb
 def _act(spec, layers, obs_mean, obs_std, obs):
@@ -69,28 +69,33 @@ def _step_envs(env, spec, horizon, obs_mean, obs_std, running):
             'alive': counts & (state.done < .5) & (steps < horizon)}
 
 # %% ../nbs/12_rollouts.ipynb #3b1f2927
-def _refill(env, spec, rows, params, obs_mean, obs_std, key, first, n_jobs, n_episodes, running, out, queued):
-    "Environments whose episode ended write their result and take the next job from the queue."
+def _collect(running, out):
+    "Environments whose episode ended write its result into their job's slot."
     n_all = out['length'].shape[0]
-    ended = ~running['alive']
-    slot = jnp.where(ended & (running['job'] >= 0), running['job'], n_all)  # out of range: dropped
+    ended = ~running['alive'] & (running['job'] >= 0)
+    slot = jnp.where(ended, running['job'], n_all)  # out of range: dropped
     share = running['sums']/jnp.maximum(running['steps'], 1)[:, None]
-    out = {'ret': out['ret'].at[slot].set(running['ret'], mode='drop'),
-           'length': out['length'].at[slot].set(running['steps'], mode='drop'),
-           'measures': out['measures'].at[slot].set(share, mode='drop')}
+    return {'ret': out['ret'].at[slot].set(running['ret'], mode='drop'),
+            'length': out['length'].at[slot].set(running['steps'], mode='drop'),
+            'measures': out['measures'].at[slot].set(share, mode='drop')}
+
+# %% ../nbs/12_rollouts.ipynb #3b1f2929
+def _refill(reset, spec, rows, params, obs_mean, obs_std, key, first, n_jobs, n_episodes, running, queued):
+    "Environments whose episode ended take the next job from the queue."
+    ended = ~running['alive']
     job = queued + jnp.cumsum(ended) - 1
     fresh = ended & (job < n_jobs)
     job = jnp.where(fresh, job, jnp.where(ended, -1, running['job']))
     who, episode = job//n_episodes, job % n_episodes
-    keys = jax.vmap(lambda i, e: jax.random.fold_in(jax.random.fold_in(key, i), e))(first + rows[who], episode)
+    fold = lambda i, e: jax.random.fold_in(jax.random.fold_in(key, i), e)
+    start = jax.vmap(lambda i, e: reset(fold(i, e)))(first + rows[who], episode)
     pick = lambda new, old: jnp.where(fresh.reshape((-1,) + (1,)*(new.ndim - 1)), new, old)
     mean, std = (m[who] if m.ndim == 2 else m for m in (obs_mean, obs_std))
-    new = {'state': jax.vmap(env.reset)(keys), 'layers': unpack(spec, params[who]), 'job': job,
-           'alive': fresh, 'steps': jnp.zeros_like(job), 'ret': jnp.zeros(len(job)), 'sums': jnp.zeros_like(running['sums'])}
-    running = {**jax.tree.map(pick, {k: new[k] for k in new if k not in ('job', 'alive')},
-                           {k: running[k] for k in new if k not in ('job', 'alive')}),
-            'job': job, 'alive': running['alive'] | fresh}
-    return running, out, queued + fresh.sum(), mean, std
+    new = {'state': start, 'layers': unpack(spec, params[who]), 'steps': jnp.zeros_like(job),
+           'ret': jnp.zeros(len(job)), 'sums': jnp.zeros_like(running['sums'])}
+    running = {**jax.tree.map(pick, new, {k: running[k] for k in new}),
+               'job': job, 'alive': running['alive'] | fresh}
+    return running, queued + fresh.sum(), mean, std
 
 # %% ../nbs/12_rollouts.ipynb #517e83e0
 def _work_off(task, spec, envs, slots, described, n_episodes, horizon, rows, params,
@@ -98,19 +103,21 @@ def _work_off(task, spec, envs, slots, described, n_episodes, horizon, rows, par
     "Results (len(rows)*slots,) of these rows' jobs, n_episodes for each row below n, and zeros."
     env = make_env(task, described)
     n_jobs, n_all, k = (rows < n).sum()*n_episodes, len(rows)*slots, len(env.names)
-    state = jax.vmap(env.reset)(jax.random.split(key, envs))
-    running = {'state': state, 'layers': unpack(spec, jnp.zeros((envs, spec.n_params))), 'job': jnp.full(envs, -1),
-            'alive': jnp.zeros(envs, bool), 'steps': jnp.zeros(envs, int), 'ret': jnp.zeros(envs), 'sums': jnp.zeros((envs, k))}
+    reset = jax.jit(env.reset, inline=True)  # traced once, compiled once: the first refill fills all
+    state = jax.tree.map(lambda x: jnp.zeros((envs, *x.shape), x.dtype), jax.eval_shape(reset, key))
+    running = {'state': state, 'layers': unpack(spec, jnp.zeros((envs, spec.n_params))),
+               'job': jnp.full(envs, -1), 'alive': jnp.zeros(envs, bool), 'steps': jnp.zeros(envs, int),
+               'ret': jnp.zeros(envs), 'sums': jnp.zeros((envs, k))}
     out = {'ret': jnp.zeros(n_all), 'length': jnp.zeros(n_all, int), 'measures': jnp.zeros((n_all, k))}
-    refill = partial(_refill, env, spec, rows, params, obs_mean, obs_std, key, first, n_jobs, n_episodes)
+    refill = partial(_refill, reset, spec, rows, params, obs_mean, obs_std, key, first, n_jobs, n_episodes)
 
     def busy(carry): return carry[0]['alive'].any() | (carry[2] < n_jobs)
     def round_(carry):
-        running, out, queued, mean, std = refill(*carry)
+        running, out, queued = carry
+        running, queued, mean, std = refill(running, queued)
         running = jax.lax.fori_loop(0, REFILL, lambda _, x: _step_envs(env, spec, horizon, mean, std, x), running)
-        return running, out, queued
-    running, out, queued = jax.lax.while_loop(busy, round_, (running, out, 0))
-    return refill(running, out, queued)[1]
+        return running, _collect(running, out), queued
+    return jax.lax.while_loop(busy, round_, (running, out, 0))[1]
 
 # %% ../nbs/12_rollouts.ipynb #33876969
 @partial(jax.jit, static_argnames=('task', 'spec', 'envs', 'slots', 'described'))

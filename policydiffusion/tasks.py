@@ -168,17 +168,21 @@ class DescribedEnv(MeasuredEnv):
 
 # %% ../nbs/11_tasks.ipynb #1a15ff44
 @lru_cache
-def make_env(
-    name: str,  # a Brax task's name
-    described: bool = False,  # whether a step says more than its measures
-) -> MeasuredEnv:  # the task on the spring backend
-    "Build a task once; Brax's start-up chatter is kept off the page."
-    task = get_task(name)
+def _build_env(task, described):
+    "The environment on the spring backend; Brax's start-up chatter is kept off the page."
     logging.getLogger().setLevel(logging.ERROR)
     quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
     with quiet[0], quiet[1], jax.ensure_compile_time_eval():  # the first call may come from inside a jitted function
         from brax import envs
-        return (DescribedEnv if described else MeasuredEnv)(task, envs.get_environment(task.env or name, backend='spring'))
+        env = envs.get_environment(task.env or task.name, backend='spring')
+    return (DescribedEnv if described else MeasuredEnv)(task, env)
+
+def make_env(
+    name: str,  # a Brax task's name
+    described: bool = False,  # whether a step says more than its measures
+) -> MeasuredEnv:  # the task on the spring backend
+    "Build a task once."
+    return _build_env(get_task(name), bool(described))
 
 # %% ../nbs/11_tasks.ipynb #c4881619
 def body_segments(

@@ -510,6 +510,8 @@ def test_resume_refuses_another_run_or_network():
         short_run(resume=state, seed=6)
     with pytest.raises(ValueError, match='another network'):
         short_run(resume=state, model=ToyDenoiser(cond_size=2, width=9))
+    with pytest.raises(ValueError, match='no state of a random generator'):
+        short_run(resume={**state, 'rng': state['rng']*0})
 
 
 def test_swiss_roll_lies_where_it_says():

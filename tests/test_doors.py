@@ -14,21 +14,22 @@ from policydiffusion.behaviour import compact_settings, with_neighbours
 from policydiffusion.core import (DATA, check_array, check_count, check_number, check_path,
                                   load_tensors, project_root, save_tensors)
 from policydiffusion.results import read_results
+from policydiffusion.damage import broken_joint, damaged_env
 from policydiffusion.dataset import held_out, reevaluate, requests_between
 from policydiffusion.diffusion import (Schedule, ToyDenoiser, cosine_schedule, drop_condition, sample, swiss_roll, timesteps,
                                        train_diffusion)
-from policydiffusion.generator import Generator, check_request
+from policydiffusion.generator import Generator, Sampling, check_request
 from policydiffusion.relabel import propose
 from policydiffusion.language import watch, draw_conditions
 from policydiffusion.archive import best_of_cvt
-from policydiffusion.distil import encode_policies, paper_design, take_decoder
+from policydiffusion.distil import encode_policies, paper_design, practice_requests, take_decoder
 from policydiffusion.metrics import (actions, archive_path, compression, compression_bytes,
                                      js_divergence, load_run, look_up, nearest_distance,
                                      step_minutes, typical_observations, write_between)
 from policydiffusion.policy import PolicySpec, act_torch, check_shapes
-from policydiffusion.rollout import evaluate, trace, visited_observations
+from policydiffusion.rollout import evaluate, room, trace, visited_observations
 from policydiffusion.search import discount, spread_out
-from policydiffusion.tasks import get_task
+from policydiffusion.tasks import get_task, make_env
 from policydiffusion.training import start_training
 
 SPEC = get_task('walker2d').spec()
@@ -143,9 +144,11 @@ def test_settings_of_training(name, bad):
     assert f'{name} is ' in refusal(lambda: next(train_diffusion(ToyDenoiser(), cosine_schedule(), X, **{name: bad})))
 
 
-@pytest.mark.parametrize('name, bad', [('eta', 2), ('eta', np.nan), ('guidance', np.nan), ('guidance', '1'), ('clip', -1.), ('clip', np.inf)])
+@pytest.mark.parametrize('name, bad', [('eta', 2), ('eta', np.nan), ('guidance', np.nan), ('guidance', '1'), ('clip', -1.), ('clip', np.inf),
+                                       ('clip', 1e300), ('clip', 10**19), ('guidance', 10**30)])
 def test_settings_of_sampling(name, bad):
     assert f'{name} is ' in refusal(lambda: sample(None, cosine_schedule(), (4, 2), **{name: bad}))
+    assert f'{name} is ' in refusal(lambda: Sampling(**{name: bad}))
 
 
 @pytest.mark.parametrize('bad', [2, -.5, np.nan, '0', None])
@@ -156,6 +159,7 @@ def test_dropout_is_a_chance(bad): assert 'p_drop is ' in refusal(drop_condition
 def test_a_schedule_fades(change):
     s = cosine_schedule(10)
     refusal(Schedule, *change(s.betas, s.abar))
+    assert 'betas holds values of type' in refusal(Schedule, s.betas + 1j, s.abar)
     assert Schedule(s.betas, s.abar).n_steps == 10
 
 
@@ -220,6 +224,11 @@ REFUSED = {
     'expected shares in [0, 1]': lambda: look_up(TOY, POINTS + 1),
     'network is None': lambda: paper_design(AE, TINY, 2, None),
     'model has another decoder': lambda: take_decoder(G, OTHER, *NORM),
+    "task ['ant'] is unknown": lambda: broken_joint(['ant']),
+    "task {} is unknown": lambda: make_env({}),
+    "task ['hopper'] is unknown": lambda: damaged_env(['hopper']),
+    'count is nan': lambda: room(np.nan, 5),
+    'n is 1000000000000000000000000000000': lambda: practice_requests(TOY, TOY, 10**30, 1., 0),
     'hidden is 3': lambda: PolicySpec(4, 2, 3),
     'steps is 3': lambda: compose.check_steps(3),
     'data is {}': lambda: start_training(AE, {}, TINY, 0),

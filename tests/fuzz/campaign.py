@@ -1,10 +1,12 @@
 "Hostile files, arguments, texts and settings; every case ends in a clean error, in a harmless result, or is a finding."
-import copy, inspect, json, linecache, pkgutil, resource, signal, tempfile, traceback, warnings
+import copy, inspect, json, linecache, os, pkgutil, resource, signal, tempfile, traceback, warnings
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass
 from importlib import import_module
 from pathlib import Path
+
+os.environ.setdefault('HF_HUB_OFFLINE', '1')  # no case may ask a network
 
 import numpy as np
 import torch
