@@ -88,6 +88,11 @@ test: in-step notebooks units
 in-step: $(STAMP)
 	@echo '== 1/3 notebooks and library in step =='; tests/in_step.sh && echo "== $$SECONDS s =="
 
+# Tests compile far more than they roll out: XLA's older way to build loops compiles twice as fast,
+# into code half as fast; and a compilation of .2 s is worth keeping for the next process.
+notebooks units: export XLA_FLAGS = --xla_cpu_use_fusion_emitters=false
+notebooks units: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = .2
+
 # One thread a worker; and no test may lean on what an earlier smoke run left behind.
 notebooks: $(STAMP)
 	@echo '== 2/3 every notebook at smoke scale =='; rm -rf artifacts/smoke; \

@@ -153,7 +153,7 @@ def notebook(name, *wildcards, given='', torch_threads=1):
     # a notebook must not outlive a killed run: the next run would meet it at work
     guard = 'setpriv --pdeathsig KILL ' if shutil.which('setpriv') else ''
     # two processes of one thread, and two devices of one core, do nearly twice the work of one with two threads
-    return (f'export OMP_NUM_THREADS={torch_threads} OMP_WAIT_POLICY=PASSIVE XLA_FLAGS=--xla_force_host_platform_device_count={{threads}}; exec {guard}papermill nbs/{name}.ipynb {{log}} -k python3 --cwd nbs --log-output '
+    return (f'export OMP_NUM_THREADS={torch_threads} OMP_WAIT_POLICY=PASSIVE XLA_FLAGS="${{{{XLA_FLAGS:-}}}} --xla_force_host_platform_device_count={{threads}}"; exec {guard}papermill nbs/{name}.ipynb {{log}} -k python3 --cwd nbs --log-output '
             f'--no-progress-bar {given} 2> >(grep --line-buffered -vE "{CHATTER}" >&2)')
 
 

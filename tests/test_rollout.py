@@ -116,7 +116,8 @@ def test_two_devices_say_what_one_says(params, tmp_path):
     few, rng = params[:9], np.random.default_rng(1)
     means, stds = rng.normal(0, .1, (9, 17)).astype(np.float32), rng.uniform(.8, 1.2, (9, 17)).astype(np.float32)
     np.savez(tmp_path/'in.npz', params=few, means=means, stds=stds)
-    env = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
+    env = {**os.environ, 'XLA_FLAGS': os.environ.get('XLA_FLAGS', '')
+           + ' --xla_force_host_platform_device_count=2'}
     subprocess.run([sys.executable, '-c', TWO_DEVICES, tmp_path/'in.npz', tmp_path/'out'], env=env, check=True)
     for own in (False, True):
         there = np.load(tmp_path/f'out{own:d}.npz')

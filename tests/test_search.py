@@ -341,7 +341,8 @@ np.savez(sys.argv[2], **learnt(2))
 
 
 def test_heads_learn_on_two_devices_as_on_one(tmp_path):
-    env = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
+    env = {**os.environ, 'XLA_FLAGS': os.environ.get('XLA_FLAGS', '')
+           + ' --xla_force_host_platform_device_count=2'}
     subprocess.run([sys.executable, '-c', TWO_DEVICES, Path(__file__).parent, tmp_path/'there.npz'], env=env, check=True)
     here, there = learnt(2), np.load(tmp_path/'there.npz')
     assert np.abs(here['params'] - here['start']).max() > .005
