@@ -77,8 +77,9 @@ def warm_start(folder):
     from policydiffusion.tasks import get_task
     stages = ppo.Stage(512, .99, 1e-3, 1e-3), ppo.Stage(512, .997, 5e-4, 5e-5, 1.)
     settings, spec = ppo.WarmStart(stages, 64, snapshots=2), get_task('walker2d').spec()
-    updates = ppo.warm_start('walker2d', spec, settings, search.SMOKE.ppo, 1, folder/'warm.safetensors')
-    for _, _, ancestor in updates: pass
+    path = folder/'warm.safetensors'
+    for _ in ppo.warm_start('walker2d', spec, settings, search.SMOKE.ppo, 1, path): pass
+    ancestor = ppo.load_ancestor(path)  # a run that was killed at its end has no update left
     save_tensors(folder/'result.safetensors', ancestor._asdict(), {'kind': 'result'})
 
 
