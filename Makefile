@@ -98,7 +98,7 @@ notebooks: $(STAMP)
 	@echo '== 2/3 every notebook at smoke scale =='; rm -rf artifacts/smoke; \
 	OMP_NUM_THREADS=1 TQDM_DISABLE=1 nbdev_test --n_workers 2 --do_print --timing && echo "== $$SECONDS s =="
 
-# Two workers, each with whole files, so that a file's fixtures are made once.
+# Two workers, each with whole files, so that a file's fixtures are made once; the longest first.
 units: $(STAMP)
 	@echo '== 3/3 pytest =='; \
-	OMP_NUM_THREADS=1 TQDM_DISABLE=1 python -m pytest -q -n 2 --dist loadfile --durations 20 && echo "== $$SECONDS s =="
+	OMP_NUM_THREADS=1 TQDM_DISABLE=1 python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations 20 && echo "== $$SECONDS s =="

@@ -80,6 +80,7 @@ def warm_start(folder):
     path = folder/'warm.safetensors'
     for _ in ppo.warm_start('walker2d', spec, settings, search.SMOKE.ppo, 1, path): pass
     ancestor = ppo.load_ancestor(path)  # a run that was killed at its end has no update left
+    path.unlink()  # it holds times
     save_tensors(folder/'result.safetensors', ancestor._asdict(), {'kind': 'result'})
 
 

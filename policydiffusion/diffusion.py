@@ -41,7 +41,8 @@ class Schedule:
     def __post_init__(self):
         for name, x in (('betas', self.betas), ('abar', self.abar)):
             if not isinstance(x, torch.Tensor): check_array(name, x)
-            elif not x.is_floating_point(): raise ValueError(f"{name} holds values of type {x.dtype}: expected real numbers")
+            elif not x.is_floating_point():
+                raise ValueError(f"{name} holds values of type {x.dtype}: expected real numbers")
         b, a = torch.as_tensor(self.betas), torch.as_tensor(self.abar)
         if b.is_meta: return  # a network that is only being measured holds no numbers
         if b.ndim != 1 or a.shape != b.shape or len(b) < 2:
@@ -254,7 +255,8 @@ def restore_training(
     fresh.optimiser.load_state_dict({'state': slots, 'param_groups': fresh.optimiser.state_dict()['param_groups']})
     try: fresh.generator.set_state(state['rng'])
     except (RuntimeError, TypeError) as e:
-        raise ValueError("resume holds no state of a random generator under rng: expected what `TrainStep.state` gives") from e
+        raise ValueError("resume holds no state of a random generator under rng: "
+                         "expected what `TrainStep.state` gives") from e
     return fresh._replace(step=int(state['run'][3]), epoch=int(state['run'][4]), loss=float(state['loss']))
 
 # %% ../nbs/30_diffusion_from_zero.ipynb #ec3eb9fd

@@ -80,7 +80,8 @@ def _collect(running, out):
             'measures': out['measures'].at[slot].set(share, mode='drop')}
 
 # %% ../nbs/12_rollouts.ipynb #3b1f2929
-def _refill(reset, spec, rows, params, obs_mean, obs_std, key, first, n_jobs, n_episodes, running, queued):
+def _refill(reset, spec, rows, params, obs_mean, obs_std, key, first, n_jobs, n_episodes,
+            running, queued):
     "Environments whose episode ended take the next job from the queue."
     ended = ~running['alive']
     job = queued + jnp.cumsum(ended) - 1
@@ -106,10 +107,12 @@ def _work_off(task, spec, envs, slots, described, n_episodes, horizon, rows, par
     reset = jax.jit(env.reset, inline=True)  # traced once, compiled once: the first refill fills all
     state = jax.tree.map(lambda x: jnp.zeros((envs, *x.shape), x.dtype), jax.eval_shape(reset, key))
     running = {'state': state, 'layers': unpack(spec, jnp.zeros((envs, spec.n_params))),
-               'job': jnp.full(envs, -1), 'alive': jnp.zeros(envs, bool), 'steps': jnp.zeros(envs, int),
+               'job': jnp.full(envs, -1), 'alive': jnp.zeros(envs, bool),
+               'steps': jnp.zeros(envs, int),
                'ret': jnp.zeros(envs), 'sums': jnp.zeros((envs, k))}
     out = {'ret': jnp.zeros(n_all), 'length': jnp.zeros(n_all, int), 'measures': jnp.zeros((n_all, k))}
-    refill = partial(_refill, reset, spec, rows, params, obs_mean, obs_std, key, first, n_jobs, n_episodes)
+    refill = partial(_refill, reset, spec, rows, params, obs_mean, obs_std, key, first, n_jobs,
+                     n_episodes)
 
     def busy(carry): return carry[0]['alive'].any() | (carry[2] < n_jobs)
     def round_(carry):
