@@ -209,7 +209,8 @@ def atomic_path(
 ):  # yields a temporary path beside it to write to
     "Write to the yielded path; it is renamed to `path` on success and removed on failure."
     path, tmp = check_path(path), None
-    if not path.name: raise ValueError(f"path is {str(path)!r}: expected the name of a file")
+    if not path.name or path.is_dir():
+        raise ValueError(f"path is {str(path)!r}, a folder: expected the name of a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_stale(path.parent)

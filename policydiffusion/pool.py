@@ -13,7 +13,7 @@ from .rollout import evaluate
 
 # %% ../nbs/14_map_elites.ipynb #92de7d21
 class Pool:
-    "Candidates in the cells of a grid, up to `depth` of the best in each: an archive in the making."
+    "Candidates in the cells of a grid, the best `depth` in each: an archive in the making."
 
     def __init__(
         self,
@@ -22,13 +22,14 @@ class Pool:
         depth: int = 1,  # how many to keep in a cell
     ):
         self.dims, self.depth, self.n = tuple(dims), depth, 0
-        self.slots = np.full((int(np.prod(dims)), depth), -1)  # rows of each cell, the best first; -1 is free
-        columns = dict(params=(n_params,), objective=(), measures=(len(dims),), length=(), cell=(), rank=())
-        self.rows = {k: np.zeros((64, *shape), {'params': np.float32, 'cell': int, 'rank': int}.get(k, float))
-                     for k, shape in columns.items()}
+        self.slots = np.full((int(np.prod(dims)), depth), -1)  # rows, the best first; -1 is free
+        columns = dict(params=(n_params,), objective=(), measures=(len(dims),), length=(), cell=(),
+                       rank=())
+        kinds = {'params': np.float32, 'cell': int, 'rank': int}
+        self.rows = {k: np.zeros((64, *x), kinds.get(k, float)) for k, x in columns.items()}
 
     def __getattr__(self, name):
-        "(n, ...) a column: params, objective, measures, length, cell, rank (0 for the elite, 1 for the runner-up, ...)."
+        "(n, ...) a column: params, objective, measures, length, cell, rank (0 for the elite)."
         if name in self.__dict__.get('rows', ()): return self.rows[name][:self.n]
         raise AttributeError(f'a pool has no {name}')
 
@@ -56,8 +57,8 @@ def cell_of(
     dims: tuple,  # cells along each measure
 ) -> np.ndarray:  # (n,) flat index in row-major order
     "The cell that measures fall into; exactly 1 belongs to the last one."
-    i = np.clip((np.asarray(measures)*dims + 1e-5).astype(int), 0, np.array(dims) - 1)  # the small addend forgives float32 shares, as in `empty_grid`
-    return np.ravel_multi_index(i.T, dims)
+    inside = (np.asarray(measures)*dims + 1e-5).astype(int)  # forgives float32, as `empty_grid`
+    return np.ravel_multi_index(np.clip(inside, 0, np.array(dims) - 1).T, dims)
 
 # %% ../nbs/14_map_elites.ipynb #93296516
 def empty_pool(
@@ -76,7 +77,7 @@ def insert(
     measures: np.ndarray,  # (n, k) their measures
     length: np.ndarray,  # (n,) their episode lengths
 ) -> np.ndarray:  # (n,) rank that each took in its cell: 0 for an elite, `depth` for none
-    "Keep the best of old and new in each cell (MAP-Elites); a row is written once, over the one that it drives out."
+    "Keep the best of old and new in each cell (MAP-Elites); each row is written once, in place."
     cells, ranks = cell_of(measures, pool.dims), np.full(len(params), pool.depth)
     for i in np.argsort(-np.asarray(objective), kind='stable'):
         slots = pool.slots[cells[i]]  # a view
@@ -85,7 +86,8 @@ def insert(
         row = slots[-1] if slots[-1] >= 0 else empty_row(pool)
         slots[rank + 1:] = slots[rank:-1]
         slots[rank], ranks[i] = row, rank
-        new = dict(params=params[i], objective=objective[i], measures=measures[i], length=length[i], cell=cells[i])
+        new = dict(params=params[i], objective=objective[i], measures=measures[i],
+                   length=length[i], cell=cells[i])
         for name, value in new.items(): pool.rows[name][row] = value
         taken = slots[slots >= 0]
         pool.rows['rank'][taken] = np.arange(len(taken))
@@ -98,16 +100,20 @@ def parent_weights(
     lasting: float,  # episode length in steps from which a policy counts as alive
     dead_weight: float = .1,  # how much less a policy that falls is worth as a parent
 ) -> np.ndarray:  # (n,) probabilities
-    "Prefer living elites, the frontier (a neighbour that is empty, dead or far worse), and cells that were rarely visited."
-    dims, elite, living = pool.dims, pool.rank == 0, (pool.rank == 0) & (pool.length >= lasting)
+    "Prefer living elites, the frontier (a neighbour that is far worse), and rarely visited cells."
+    dims, elite = pool.dims, pool.rank == 0
+    living = elite & (pool.length >= lasting)
     value = np.full(dims, -np.inf)  # of a cell without a living elite
     value.flat[pool.cell[living]] = pool.objective[living]
-    padded = np.pad(value, 1, constant_values=np.inf)  # beyond the border there is nothing to fill
-    beside = [np.roll(padded, side, axis)[(slice(1, -1),)*len(dims)] for axis in range(len(dims)) for side in (1, -1)]
+    padded = np.pad(value, 1, constant_values=np.inf)  # beyond the border is nothing to fill
+    beside = [np.roll(padded, side, axis)[(slice(1, -1),)*len(dims)]
+              for axis in range(len(dims)) for side in (1, -1)]
     much = .25*np.ptp(pool.objective[living]) + 1e-9 if living.any() else 1.
     with np.errstate(invalid='ignore'):  # infinity minus infinity, where both are empty
-        open_sides = sum(np.where(np.isneginf(b), 1, np.clip((value - b)/much, 0, 1)) for b in beside)
-    w = (1 + 2*open_sides.flat[pool.cell])/np.sqrt(1 + visits[pool.cell])*np.where(living, 1., dead_weight)*elite
+        open_sides = sum(np.where(np.isneginf(b), 1, np.clip((value - b)/much, 0, 1))
+                         for b in beside)
+    eager = (1 + 2*open_sides.flat[pool.cell])/np.sqrt(1 + visits[pool.cell])
+    w = eager*np.where(living, 1., dead_weight)*elite
     return w/w.sum()
 
 # %% ../nbs/14_map_elites.ipynb #10709687
@@ -119,13 +125,19 @@ def try_candidates(
     ancestor: 'Ancestor',  # its normaliser
     seed: int,  # seed of the resets
     settings: 'SearchSettings',  # horizon, episodes, environments, batch
-) -> tuple:  # (n,) objective, (n, k) measures, (n,) length of each candidate, (n,) rank that it took in its cell
+) -> tuple:  # (n,) objective, (n, k) measures, (n,) length, (n,) rank that it took in its cell
     "One episode for all, more for the promising, the mean decides: a lucky draw is not an elite."
     s = settings
-    roll = lambda rows, episodes, seed: evaluate(task, spec, rows, ancestor.obs_mean, ancestor.obs_std, episodes, s.horizon, seed, s.envs, s.batch)
+
+    def roll(rows, episodes, seed):
+        return evaluate(task, spec, rows, ancestor.obs_mean, ancestor.obs_std, episodes, s.horizon,
+                        seed, s.envs, s.batch)
+
     first = roll(params, 1, seed)
     found = [first.objective, first.measures, first.length]
-    ranks, promising = np.full(len(params), pool.depth), np.flatnonzero(first.objective > pool.best[cell_of(first.measures, pool.dims)])
+    ranks = np.full(len(params), pool.depth)
+    promising = first.objective > pool.best[cell_of(first.measures, pool.dims)]
+    promising = np.flatnonzero(promising)
     if len(promising):
         more = roll(params[promising], s.episodes, seed_for(seed, 'again'))
         for a, b in zip(found, (more.objective, more.measures, more.length)):
