@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['ROOT', 'DATA', 'ARTIFACTS', 'FIGURES', 'SCALES', 'SEEDS', 'KINDS', 'NODE', 'STALE', 'EXPECTED', 'NUMBERS', 'is_root',
            'project_root', 'brief', 'check_choice', 'check_path', 'check_count', 'check_number', 'check_array', 'fits',
-           'check_parameters', 'artifact_dir', 'is_running', 'remove_stale', 'flush', 'concerns', 'atomic_path',
-           'save_tensors', 'Contents', 'reading', 'fits_field', 'from_header', 'load_tensors', 'provenance',
-           'seed_everything', 'seed_for', 'philox', 'normal_rows', 'NonFiniteLoss', 'figure_style', 'save_fig',
-           'progress']
+           'check_parameters', 'artifact_dir', 'find_artifact', 'page_scale', 'is_running', 'remove_stale', 'flush',
+           'concerns', 'atomic_path', 'save_tensors', 'Contents', 'reading', 'fits_field', 'from_header',
+           'load_tensors', 'provenance', 'seed_everything', 'seed_for', 'philox', 'normal_rows', 'NonFiniteLoss',
+           'figure_style', 'save_fig', 'progress']
 
 # %% ../nbs/00_start_here.ipynb #d96f59f8
-import ast, errno, hashlib, json, math, os, platform, random, re, reprlib, tempfile, time
+import ast, errno, hashlib, json, math, os, platform, random, re, reprlib, sys, tempfile, time
 from configparser import ConfigParser, Error as IniError
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -155,6 +155,22 @@ def artifact_dir(
     path = ARTIFACTS.joinpath(check_choice('scale', scale, SCALES), task, *map(str, parts))
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+# %% ../nbs/00_start_here.ipynb #dcea71ac
+def find_artifact(
+    path: Path,  # file under artifacts/
+) -> Path:  # it, or its copy in data/replay where it has not been made here
+    "A file that an earlier chapter made, or that is shipped for readers who begin in the middle."
+    path = check_path(path)
+    shipped = DATA/'replay'/path.relative_to(ARTIFACTS) if path.is_relative_to(ARTIFACTS) else path
+    return path if path.is_file() or not shipped.is_file() else shipped
+
+# %% ../nbs/00_start_here.ipynb #ba93f572
+def page_scale() -> str:  # laptop in a Jupyter kernel, smoke elsewhere
+    "The scale of a chapter that nobody has set: a reader's, or a test's."
+    ipython = sys.modules.get('IPython')
+    shell = ipython and ipython.get_ipython()
+    return 'laptop' if shell and 'IPKernelApp' in shell.config else 'smoke'
 
 # %% ../nbs/00_start_here.ipynb #52578573
 NODE = re.sub(r'\W', '_', platform.node())  # this computer, as it stands in temporary names

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SMOKE_POLICIES', 'BATCH', 'EVALUATION', 'TENSOR_FIELDS', 'load_archive', 'reevaluate', 'EvaluationSettings',
-           'Dataset', 'check_dataset', 'make_dataset', 'save_dataset', 'load_dataset', 'held_out', 'requests_between',
-           'check_shares', 'check_request', 'filled_cells', 'warn_if_far']
+           'Dataset', 'check_dataset', 'make_dataset', 'save_dataset', 'load_dataset', 'load_reference', 'held_out',
+           'requests_between', 'check_shares', 'check_request', 'filled_cells', 'warn_if_far']
 
 # %% ../nbs/19_dataset.ipynb #b86f789a
 import warnings
@@ -15,7 +15,7 @@ from pathlib import Path
 # %% ../nbs/19_dataset.ipynb #41824c7c
 import numpy as np
 from .archive import Archive, check_task, synthetic_archive
-from .core import (DATA, artifact_dir, brief, check_array, check_count,
+from .core import (DATA, artifact_dir, brief, check_array, check_count, seed_for,
                                   check_number, from_header, load_tensors, progress, reading,
                                   save_tensors)
 from .policy import PolicySpec
@@ -140,16 +140,30 @@ def load_dataset(
     task: str,  # Brax task
     seed: int = 0,  # seed, in case it has to be made
 ) -> Dataset:  # tensors
-    "Read the data set that this chapter made; at smoke scale make it if it is not there."
-    path = artifact_dir(scale, task)/'dataset.safetensors'
-    if scale == 'smoke' and not path.exists():
-        save_dataset(make_dataset(load_archive(task, scale), EVALUATION[scale].n_obs, EVALUATION[scale].horizon, seed), path)
+    "Read the data set of this chapter; of a shipped archive it is made if it is not there."
+    path, how = artifact_dir(scale, task)/'dataset.safetensors', EVALUATION[scale]
+    if scale in ('smoke', 'laptop') and not path.exists():
+        archive = load_archive(task, scale)
+        save_dataset(make_dataset(archive, how.n_obs, how.horizon, seed), path)
     tensors, meta = load_tensors(path, 'dataset')
     if meta['task'] != task: raise ValueError(f"{path} is a data set of {brief(repr(meta['task']))}: expected {task!r}")
     with reading(path, 'dataset'):
         data = Dataset(task, from_header(PolicySpec, meta['spec']), **{k: np.asarray(tensors[k], np.float32) for k in TENSOR_FIELDS})
         check_dataset(data)
     return data
+
+# %% ../nbs/19_dataset.ipynb #ae640a4b
+def load_reference(
+    scale: str,  # smoke, laptop or paper
+    task: str,  # Brax task
+    seed: int = 0,  # seed, in case it has to be made
+) -> Archive:  # the archive, rolled out again
+    "Read the reference of this chapter; of a shipped archive it is made if it is not there."
+    path, how = artifact_dir(scale, task)/'reference.safetensors', EVALUATION[scale]
+    if scale in ('smoke', 'laptop') and not path.exists():
+        archive, fresh = load_archive(task, scale), seed_for(seed, 'reference')
+        reevaluate(archive, how.episodes, fresh, how.horizon).save(path)
+    return Archive.load(path, task)
 
 # %% ../nbs/19_dataset.ipynb #449d0875
 def held_out(

@@ -21,7 +21,7 @@ from sklearn.neighbors import NearestNeighbors
 from .archive import (Archive, alive, alive_coverage, check_name, coverage,
                                      synthetic_archive, qd_score, to_half)
 from .core import (ARTIFACTS, DATA, SCALES, check_array, check_choice, check_count,
-                                  check_number, check_path, load_tensors, seed_for)
+                                  check_number, check_path, find_artifact, load_tensors, seed_for)
 from .generator import check_request
 from .policy import act_torch, check_shapes
 from .tasks import get_task
@@ -229,9 +229,11 @@ def load_run(
     "The three archives of a run; at smoke scale invented ones if any is missing."
     shipped, folder = archive_path(scale, task), ARTIFACTS/scale/task
     run = f"{check_name('method', method)}-{check_count('seed', seed, 0)}"
-    paths = shipped, folder/'reference.safetensors', folder/run/'generated.safetensors'
-    if scale == 'smoke' and not all(p.is_file() for p in paths): return synthetic_run(task, method, seed)
-    return tuple(Archive.load(p, task) for p in paths)
+    needed = shipped, folder/'reference.safetensors', folder/run/'generated.safetensors'
+    if scale == 'smoke' and not all(p.is_file() for p in needed):
+        return synthetic_run(task, method, seed)
+    from policydiffusion.dataset import load_reference  # brings the simulator, in case it is missing
+    return Archive.load(shipped, task), load_reference(scale, task), Archive.load(needed[2], task)
 
 # %% ../nbs/40_metrics.ipynb #e40b0002
 def between_metrics(

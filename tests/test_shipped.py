@@ -1,7 +1,11 @@
 "What ships in data/ is what it says: archives, their ancestors, and generators."
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from policydiffusion import core
 from policydiffusion.archive import Archive, alive, coverage
 from policydiffusion.core import DATA, load_tensors
 from policydiffusion.generator import Generator
@@ -48,3 +52,34 @@ def test_a_generator_answers_for_its_task(path):
     asked = np.full((3, task.n_measures), .5, np.float32)
     assert generator.generate(asked, seed=0).params.shape == (3, task.spec().n_params)
     assert path.stat().st_size <= 1.5e6
+
+
+# ---- files of one run, for readers who begin in the middle
+
+REPLAY = sorted((DATA/'replay').rglob('*.safetensors'))
+
+
+def test_the_replayed_run_is_the_one_that_is_shipped_and_small():
+    assert sum(p.stat().st_size for p in REPLAY) < 8e6
+    name = DATA/'replay'/'laptop'/'walker2d'/'compact-111'
+    assert (name/'generator.safetensors').read_bytes() == (DATA/'generators'/'walker2d.safetensors').read_bytes()
+
+
+def test_what_was_made_here_goes_before_what_is_shipped(tmp_path, monkeypatch):
+    monkeypatch.setattr(core, 'ARTIFACTS', tmp_path/'artifacts')
+    for shipped in REPLAY:
+        made = tmp_path/'artifacts'/shipped.relative_to(DATA/'replay')
+        assert core.find_artifact(made) == shipped
+        made.parent.mkdir(parents=True, exist_ok=True)
+        made.write_text('mine')
+        assert core.find_artifact(made) == made
+    other = made.with_name('another.safetensors')
+    assert core.find_artifact(other) == other  # for its reader to say that it is missing
+    assert core.find_artifact(tmp_path/'x.csv') == tmp_path/'x.csv'
+
+
+@pytest.mark.parametrize('config, scale', [({'IPKernelApp': {}}, 'laptop'), ({}, 'smoke')])
+def test_a_reader_sees_the_scale_of_the_page_and_a_test_a_small_one(config, scale, monkeypatch):
+    assert core.page_scale() == 'smoke'
+    monkeypatch.setitem(sys.modules, 'IPython', SimpleNamespace(get_ipython=lambda: SimpleNamespace(config=config)))
+    assert core.page_scale() == scale
