@@ -129,6 +129,42 @@ def test_a_notebook_holds_no_traceback_and_runs_on_the_plain_kernel(path):
     assert not [o for c in nb['cells'] for o in c.get('outputs', []) if o['output_type'] == 'error']
 
 
+VOID = {'append', 'assert_allclose', 'check_parameters', 'close', 'extend', 'figure_style', 'save',
+        'savefig', 'set', 'set_yscale', 'unlink', 'update', 'write_text'}  # return nothing to see
+
+
+def name_of(call: ast.Call) -> str:
+    "What is called: `f` of f(x), of m.f(x) and of a.b.f(x)."
+    return getattr(call.func, 'attr', getattr(call.func, 'id', ''))
+
+
+def shows(source: str) -> bool:
+    "Whether a reader who runs a cell sees something: a last value, or a figure."
+    body = ast.parse(source).body
+    if '#| export' in source or not body: return False
+    last = getattr(body[-1], 'value', None) if isinstance(body[-1], ast.Expr) else None
+    name = name_of(last) if isinstance(last, ast.Call) else ''
+    silent = last is None or name in VOID or name.startswith('test_')
+    value = not silent and not source.rstrip().endswith(';')
+    now = [n for n in body if not isinstance(n, (ast.FunctionDef, ast.ClassDef))]
+    called = {name_of(n) for top in now for n in ast.walk(top) if isinstance(n, ast.Call)}
+    return value or bool(called & {'figure', 'subplots'}) and 'close' not in called
+
+
+def test_a_cell_that_shows_something_is_known_by_its_source():
+    seen = 'x', 'f(x).round(2)', 'fig, ax = plt.subplots()\nax.plot(x);', "f'{x}'"
+    unseen = ('x = 1', 'test_eq(1, 1)', 'x;', '#| export\nx', 'p.unlink()',
+              'def f():\n    plt.subplots()')
+    assert all(map(shows, seen)) and not any(map(shows, unseen))
+
+
+@pytest.mark.parametrize('path', sorted((ROOT/'nbs').rglob('[0-9]*.ipynb')), ids=lambda p: p.stem)
+def test_what_a_cell_shows_is_stored_with_it(path):
+    code = [c for c in json.loads(path.read_text())['cells'] if c['cell_type'] == 'code']
+    blank = [''.join(c['source']) for c in code if not c['outputs']]
+    assert not [source[-80:] for source in blank if shows(source)]
+
+
 # ---- the front door
 
 def plan(*targets, **config) -> subprocess.CompletedProcess:

@@ -61,8 +61,9 @@ REPLAY = sorted((DATA/'replay').rglob('*.safetensors'))
 
 def test_the_replayed_run_is_the_one_that_is_shipped_and_small():
     assert sum(p.stat().st_size for p in REPLAY) < 8e6
-    name = DATA/'replay'/'laptop'/'walker2d'/'compact-111'
-    assert (name/'generator.safetensors').read_bytes() == (DATA/'generators'/'walker2d.safetensors').read_bytes()
+    run = DATA/'replay'/'laptop'/'walker2d'/'compact-111'
+    same = run/'generator.safetensors', DATA/'generators'/'walker2d.safetensors'
+    assert same[0].read_bytes() == same[1].read_bytes()
 
 
 def test_what_was_made_here_goes_before_what_is_shipped(tmp_path, monkeypatch):
@@ -81,5 +82,6 @@ def test_what_was_made_here_goes_before_what_is_shipped(tmp_path, monkeypatch):
 @pytest.mark.parametrize('config, scale', [({'IPKernelApp': {}}, 'laptop'), ({}, 'smoke')])
 def test_a_reader_sees_the_scale_of_the_page_and_a_test_a_small_one(config, scale, monkeypatch):
     assert core.page_scale() == 'smoke'
-    monkeypatch.setitem(sys.modules, 'IPython', SimpleNamespace(get_ipython=lambda: SimpleNamespace(config=config)))
+    shell = SimpleNamespace(config=config)
+    monkeypatch.setitem(sys.modules, 'IPython', SimpleNamespace(get_ipython=lambda: shell))
     assert core.page_scale() == scale
