@@ -452,6 +452,13 @@ def test_a_far_request_gets_one_warning_that_names_the_nearest(known):
     assert len(told) == 1
 
 
+def test_a_generator_that_was_only_built_like_another_one_warns_of_nothing(known):
+    known.remember(np.float32([[.1, .1], [.9, .8]]))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        Generator(known.task, known.spec, known.design).conditioner.read(np.float32([[.5, .6]]))
+
+
 def test_what_it_remembers_is_counted_and_kept(known, tmp_path):
     before = count_parts(known)['condition']
     known.remember(np.random.default_rng(0).random((500, 2)))
