@@ -463,7 +463,9 @@ def _pictures(robot: Robot, answer: Answer, seconds: float, rate: int) -> list:
     "The pictures of one scene."
     import matplotlib.pyplot as plt
     from PIL import Image
-    fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.9), dpi=80, width_ratios=(1, 1.35))
+    fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.9), dpi=80, width_ratios=(1, 1.35),
+                                      layout='none')  # which would move the axes with each title
+    fig.subplots_adjust(left=.08, right=.99, bottom=.14, top=.84, wspace=.08)
     draw_map(left, robot)
     left.plot(*answer.asked[:2], 'X', ms=22, color='#e5383b', mec='white', mew=2, clip_on=False)
     left.set_title(robot.task, fontsize=14, loc='left')
@@ -472,7 +474,6 @@ def _pictures(robot: Robot, answer: Answer, seconds: float, rate: int) -> list:
         right.clear()
         draw_scene(right, robot, answer, min(round(t*answer.generated[0].rate), last))
         fig.canvas.draw()
-        fig.set_layout_engine('none')  # settled by the first picture, kept for the others
         picture = np.asarray(fig.canvas.buffer_rgba())[..., :3].copy()
         out.append(Image.fromarray(picture).quantize(96, Image.Quantize.FASTOCTREE))
     plt.close(fig)

@@ -213,13 +213,23 @@ class TextConditioner(nn.Module):
         if best.sum() < said.sum(): alert(f' asks for {self.names(said)}: nothing that this generator was taught '
                                           f'does all of it, the nearest is {self.names(best)}')
 
+    def stay_up(self,
+        said: np.ndarray,  # (m, predicates) 1 where a predicate is named
+    ) -> np.ndarray:  # (m, predicates) the same, with `lasts` where nothing was said about falling
+        "Who does not ask for a fall gets none, where lasting policies that do the rest were taught."
+        lasts, falls = (np.array(self.classifier.predicates) == x for x in ('lasts', 'falls'))
+        wish, known = np.maximum(said, lasts), self.known.cpu().numpy()
+        silent = (said[:, lasts | falls] == 0).all(1)
+        taught = np.array([(known >= w).all(1).any() for w in wish], bool)
+        return np.where((silent & taught)[:, None], wish, said).astype(np.float32)
+
     def interpret(self,
         texts,  # a sentence, or m of them
-    ) -> np.ndarray:  # (m, predicates) float32, 1 where a predicate is named
-        "Classify them, and warn."
+    ) -> np.ndarray:  # (m, predicates) float32, 1 where a predicate is named or meant
+        "Classify them, warn, and let nobody fall who did not ask for it."
         said, lost = self.classifier.read(texts := check_texts(texts))
         for each in zip(texts, said, lost): self.warn(*each)
-        return said
+        return self.stay_up(said)
 
     def read(self,
         asked,  # sentences, or (m, p) ones for the predicates asked for
