@@ -463,9 +463,8 @@ def _pictures(robot: Robot, answer: Answer, seconds: float, rate: int) -> list:
     "The pictures of one scene."
     import matplotlib.pyplot as plt
     from PIL import Image
-    fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.9), dpi=80, width_ratios=(1, 1.35),
-                                      layout='none')  # which would move the axes with each title
-    fig.subplots_adjust(left=.08, right=.99, bottom=.14, top=.84, wspace=.08)
+    at = dict(left=.08, right=.99, bottom=.14, top=.84, wspace=.08, width_ratios=(1, 1.35))
+    fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.9), dpi=80, layout='none', gridspec_kw=at)
     draw_map(left, robot)
     left.plot(*answer.asked[:2], 'X', ms=22, color='#e5383b', mec='white', mew=2, clip_on=False)
     left.set_title(robot.task, fontsize=14, loc='left')

@@ -184,9 +184,8 @@ class MeasureConditioner(nn.Module):
     ):
         super().__init__()
         self.n_measures, self.cells = n_measures, check_count('cells', cells, most=MAX_CELLS)
-        check_count('n_filled', n_filled, 0, MAX_CELLS)
-        unknown = torch.full((n_filled, n_measures), torch.nan)  # until they are remembered or loaded
-        self.register_buffer('filled', unknown if n_filled else None)
+        n = check_count('n_filled', n_filled, 0, MAX_CELLS)  # NaN until they are known
+        self.register_buffer('filled', torch.full((n, n_measures), torch.nan) if n else None)
 
     def read(self,
         asked: np.ndarray,  # (m, k) behaviours
@@ -195,8 +194,8 @@ class MeasureConditioner(nn.Module):
     ) -> tuple:  # what the denoiser reads (m, c) float32, and which of its entries are given
         "A request in numbers; bad ones are refused, and far ones get a warning."
         asked, given = check_request(asked, given, self.n_measures, n)
-        if self.filled is not None and not self.filled.isnan().any():
-            warn_if_far(asked, given, self.filled.cpu().numpy(), FAR/self.cells)
+        known = self.filled is not None and not self.filled.isnan().any()
+        if known: warn_if_far(asked, given, self.filled.cpu().numpy(), FAR/self.cells)
         return asked, given
 
     def describe(self,

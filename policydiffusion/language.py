@@ -216,7 +216,7 @@ class TextConditioner(nn.Module):
     def stay_up(self,
         said: np.ndarray,  # (m, predicates) 1 where a predicate is named
     ) -> np.ndarray:  # (m, predicates) the same, with `lasts` where nothing was said about falling
-        "Who does not ask for a fall gets none, where lasting policies that do the rest were taught."
+        "Nobody falls who did not ask for it, where lasting policies that do the rest are known."
         lasts, falls = (np.array(self.classifier.predicates) == x for x in ('lasts', 'falls'))
         wish, known = np.maximum(said, lasts), self.known.cpu().numpy()
         silent = (said[:, lasts | falls] == 0).all(1)

@@ -127,15 +127,11 @@ def try_candidates(
     settings: 'SearchSettings',  # horizon, episodes, environments, batch
 ) -> tuple:  # (n,) objective, (n, k) measures, (n,) length, (n,) rank that it took in its cell
     "One episode for all, more for the promising, the mean decides: a lucky draw is not an elite."
-    s = settings
-
-    def roll(rows, episodes, seed):
-        return evaluate(task, spec, rows, ancestor.obs_mean, ancestor.obs_std, episodes, s.horizon,
-                        seed, s.envs, s.batch)
-
-    first = roll(params, 1, seed)
+    s, normaliser = settings, (ancestor.obs_mean, ancestor.obs_std)
+    roll = lambda rows, n, seed: evaluate(task, spec, rows, *normaliser, n, s.horizon, seed,
+                                          s.envs, s.batch)
+    first, ranks = roll(params, 1, seed), np.full(len(params), pool.depth)
     found = [first.objective, first.measures, first.length]
-    ranks = np.full(len(params), pool.depth)
     promising = first.objective > pool.best[cell_of(first.measures, pool.dims)]
     promising = np.flatnonzero(promising)
     if len(promising):

@@ -246,4 +246,4 @@ def test_shipped_generators_know_their_words(task):
 def test_the_shipped_generator_understands_the_readme():
     generator = Generator.load(DATA/'generators'/'walker2d_text.safetensors', 'walker2d')
     with warnings.catch_warnings(): warnings.simplefilter('error'); said = generator.conditioner.interpret('hop on the left foot with the right foot up')
-    assert generator.conditioner.names(said[0]) == 'airborne, lasts, right up'  # nobody asked for a fall
+    assert generator.conditioner.names(said[0]) == 'airborne, lasts, right up'  # and no fall
