@@ -186,9 +186,14 @@ def meaning(path):
     if path.suffix != '.safetensors': return hashlib.sha256(path.read_bytes()).hexdigest()
     from policydiffusion.core import load_tensors
     tensors, meta = load_tensors(path)
-    meta.get('provenance', meta).pop('date', None)
     hashes = {k: hashlib.sha256(v.tobytes()).hexdigest() for k, v in tensors.items()}
-    return json.dumps(meta, sort_keys=True), hashes
+    return json.dumps(undated(meta), sort_keys=True), hashes
+
+
+def undated(meta):
+    "A header without dates: its own, and those of what it was made from."
+    if not isinstance(meta, dict): return meta
+    return {k: undated(v) for k, v in meta.items() if k != 'date'}
 
 
 def results(folder):
