@@ -324,10 +324,10 @@ def learnt(heads):
     "Weights of two heads after two updates, each with its own mix of rewards, and the log of the second."
     import jax.numpy as jnp
     import jax
-    spec = get_task('walker2d').spec()
+    spec = get_task('hopper').spec()
     rows = jnp.stack([init_params(jax.random.key(i), spec) for i in range(heads)])
-    learner, weights = start_learner('walker2d', spec, rows, jax.random.key(7), TINY), jnp.eye(4)[:heads]
-    for _ in range(2): learner, log = ppo_step('walker2d', spec, TINY, learner, weights, .99, 1e-2, jnp.zeros(17), jnp.ones(17))
+    learner, weights = start_learner('hopper', spec, rows, jax.random.key(7), TINY), jnp.eye(4)[:heads]
+    for _ in range(2): learner, log = ppo_step('hopper', spec, TINY, learner, weights, .99, 1e-2, jnp.zeros(11), jnp.ones(11))
     return {'params': np.asarray(learner.params), 'start': np.asarray(rows), **{k: np.asarray(v) for k, v in log.items()}}
 
 
