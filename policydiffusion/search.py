@@ -460,7 +460,7 @@ def spread_out(
 ) -> list:  # n indices
     "Farthest-point choice: each next one is farthest from all before it."
     check_shapes(measures=(check_array('measures', measures), 'n', 'k'))
-    measures = np.asarray(measures)
+    measures = 1.*np.asarray(measures)  # truth values can be told apart, too
     chosen = [check_count('first', first, 0, len(measures) - 1)]
     while len(chosen) < min(check_count('n', n), len(measures)):
         distance = np.linalg.norm(measures[:, None] - measures[chosen], axis=-1).min(1)

@@ -41,7 +41,7 @@ def test_an_unsound_file_is_refused_by_name(file, change, says):
 
 
 def test_a_file_that_is_not_there(file):
-    with pytest.raises(FileNotFoundError, match='dataset.safetensors does not exist: expected a file of kind dataset'): load_dataset('laptop', 'ant')
+    with pytest.raises(FileNotFoundError, match='dataset.safetensors does not exist: expected a file of kind dataset'): load_dataset('night', 'ant')
 
 
 @pytest.mark.parametrize('k', [2, 4])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
 
-from policydiffusion import metrics
+from policydiffusion import core, metrics
 from policydiffusion.archive import Archive, synthetic_archive
 from policydiffusion.metrics import (actions, compare, compression, compression_bytes, describe, fit_gaussian, js_divergence,
                                      load_run, synthetic_run, nearest_distance, novelty, typical_observations)
@@ -183,7 +183,7 @@ def test_every_target_needs_an_answer(run):
 
 @pytest.fixture
 def disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(metrics, 'ARTIFACTS', tmp_path/'artifacts')
+    for module in (core, metrics): monkeypatch.setattr(module, 'ARTIFACTS', tmp_path/'artifacts')
     monkeypatch.setattr(metrics, 'DATA', tmp_path/'data')
     return tmp_path
 

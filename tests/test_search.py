@@ -18,7 +18,7 @@ from policydiffusion.pool import cell_of, empty_pool, insert, parent_weights
 from policydiffusion.ppo import (Ancestor, Stage, WarmStart, advantages, critic_spec, load_ancestor,
                                  ppo_step, start_learner, warm_start)
 from policydiffusion.search import (SMOKE, TINY, Search, adapted_shares, reevaluate_pool,
-                                    run_search, search_scale, survivors)
+                                    run_search, search_scale, spread_out, survivors)
 from policydiffusion.tasks import TASKS, get_task
 
 DIMS = (6, 5)
@@ -347,3 +347,8 @@ def test_heads_learn_on_two_devices_as_on_one(tmp_path):
     here, there = learnt(2), np.load(tmp_path/'there.npz')
     assert np.abs(here['params'] - here['start']).max() > .005
     for name, x in here.items(): np.testing.assert_allclose(there[name], x, rtol=2e-3, atol=2e-3, err_msg=name)
+
+
+def test_far_points_are_chosen_among_truth_values_too():
+    bits = np.array([[0, 0], [0, 1], [1, 1]], bool)
+    assert spread_out(bits, 0, 3) == spread_out(bits.astype(float), 0, 3) == [0, 2, 1]

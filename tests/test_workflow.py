@@ -99,6 +99,15 @@ def test_a_folder_that_is_none_is_named_and_errors_of_other_files_are_left_alone
     assert [p.name for p in tmp_path.iterdir()] == ['file']
 
 
+@pytest.mark.parametrize('path', ['', '.', '/', 'folder'])
+def test_what_names_no_file_is_refused_before_anything_is_written(tmp_path, monkeypatch, path):
+    (tmp_path/'folder').mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match='^path is .*, a folder: expected the name of a file$'):
+        with atomic_path(path): raise AssertionError('reached')
+    assert [p.name for p in tmp_path.rglob('*')] == ['folder']
+
+
 # ---- results
 
 @pytest.fixture
