@@ -152,7 +152,8 @@ def artifact_dir(
     *parts: str,  # further folders, such as the method and seed
 ) -> Path:  # an existing folder under artifacts/
     "The folder in which a run keeps what it makes; git ignores it."
-    path = ARTIFACTS.joinpath(check_choice('scale', scale, SCALES), task, *map(str, parts))
+    folder = check_choice('scale', scale, SCALES), check_path(task), *map(str, parts)
+    path = ARTIFACTS.joinpath(*folder)
     path.mkdir(parents=True, exist_ok=True)
     return path
 

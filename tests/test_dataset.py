@@ -7,7 +7,7 @@ from policydiffusion import core, dataset
 from policydiffusion.archive import synthetic_archive
 from policydiffusion.core import artifact_dir, load_tensors, save_tensors
 from policydiffusion.dataset import (TENSOR_FIELDS, Dataset, filled_cells, load_dataset,
-                                     save_dataset, warn_if_far)
+                                     load_reference, save_dataset, warn_if_far)
 from policydiffusion.policy import PolicySpec
 
 
@@ -42,6 +42,12 @@ def test_an_unsound_file_is_refused_by_name(file, change, says):
 
 def test_a_file_that_is_not_there(file):
     with pytest.raises(FileNotFoundError, match='dataset.safetensors does not exist: expected a file of kind dataset'): load_dataset('night', 'ant')
+
+
+@pytest.mark.parametrize('load', [load_dataset, load_reference])
+def test_a_task_that_is_no_name(file, load):
+    with pytest.raises(TypeError, match='^path is None: expected the name of a file$'):
+        load('laptop', None)
 
 
 @pytest.mark.parametrize('k', [2, 4])
